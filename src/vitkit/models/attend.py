@@ -1,0 +1,27 @@
+"""Scaled dot-product attention through one function, by whichever way is faster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# On a CPU, PyTorch's fused kernel is slower than attention written out at ViT lengths, above all
+# backward; benchmarks/attention.py measures where it turns (docs/performance.md, "Attention").
+WRITTEN_OUT_UP_TO = 1024  # tokens
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: q (B, h, T, d), k and v (B, h, S, d) -> (B, h, T, d).
+
+    Source: appendix A, Eq. 6 and 7. Both ways agree to 1e-5 in float32.
+    """
+    if q.device.type == "cpu" and k.shape[-2] <= WRITTEN_OUT_UP_TO:
+        return attend_written_out(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same, as two matrix products and a softmax; q is scaled first, as the authors do."""
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
+    return weights.to(v.dtype) @ v  # autocast returns the softmax in float32
