@@ -1,0 +1,49 @@
+"""vitkit: the Vision Transformer, complete. Names are imported when they are first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitkit.models.positions import resize_positions as resize_positions
+    from vitkit.models.variants import build as build
+    from vitkit.prediction.model import load as load
+    from vitkit.workflows.demo import demo as demo
+    from vitkit.workflows.evaluate import evaluate as evaluate
+    from vitkit.workflows.finetune import finetune as finetune
+    from vitkit.workflows.pretrain import pretrain as pretrain
+
+FACE = {
+    "build": "vitkit.models.variants",
+    "resize_positions": "vitkit.models.positions",
+    "load": "vitkit.prediction.model",
+    "pretrain": "vitkit.workflows.pretrain",
+    "finetune": "vitkit.workflows.finetune",
+    "evaluate": "vitkit.workflows.evaluate",
+    "demo": "vitkit.workflows.demo",
+}
+FLOORS = ("models", "data", "checkpoints", "objectives", "prediction", "training", "evaluation",
+          "inspection", "recipes", "reports", "workflows", "errors")  # fmt: skip
+
+__version__ = "0.1.0"
+__all__ = [
+    "__version__",
+    "build",
+    "demo",
+    "evaluate",
+    "finetune",
+    "load",
+    "pretrain",
+    "resize_positions",
+]
+
+
+def __getattr__(name: str):
+    if name in FACE:
+        return getattr(import_module(FACE[name]), name)
+    if name in FLOORS:  # so that vitkit.evaluation.fewshot works after `import vitkit`
+        return import_module(f"vitkit.{name}")
+    raise AttributeError(f"module 'vitkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *FLOORS])

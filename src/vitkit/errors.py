@@ -9,9 +9,13 @@ from collections.abc import Iterable
 class VitkitError(Exception):
     """The work failed: data, a checkpoint or the machine is not as it must be (exit 1)."""
 
+    exit_code = 1
+
 
 class UsageError(VitkitError, ValueError):
     """The words were wrong: a name or a value that cannot be (exit 2)."""
+
+    exit_code = 2
 
 
 def named(kind: str, name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,1 @@
+"""Images in, batches out: sources, decoding, transforms and the pipeline that feeds a net."""

@@ -1,0 +1,1 @@
+"""Evaluators: each takes features or a predict function and gives named floats."""

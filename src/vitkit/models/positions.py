@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from vitkit.models.vit import VisionTransformer
 
 
 def resize_positions(
@@ -28,8 +32,23 @@ def resize_positions(
         return positions
     kept, patches = positions[:, :prefix], positions[:, prefix:]
     image = patches.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (1, D, h, w)
-    image = F.interpolate(
-        image.float(), size=tuple(new_grid), mode="bilinear", align_corners=True
-    )
+    image = F.interpolate(image.float(), size=tuple(new_grid), mode="bilinear", align_corners=True)
     patches = image.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
     return torch.cat([kept, patches], dim=1)
+
+
+def resize_net(net: VisionTransformer, image_size: tuple[int, int]) -> VisionTransformer:
+    """The same net for images of another size (height, width): its positions resized, a copy.
+
+    Raises ValueError where the patch size does not divide the new size.
+    """
+    old, new = net.config, replace(net.config, image_size=tuple(image_size))
+    state = dict(net.state_dict())
+    state["position_embedding"] = resize_positions(
+        state["position_embedding"], old.grid, new.grid, old.prefix
+    )
+    with torch.device("meta"):
+        resized = VisionTransformer(new)
+    copies = {name: tensor.detach().clone() for name, tensor in state.items()}
+    resized.load_state_dict(copies, assign=True)
+    return resized.requires_grad_(True).train(net.training)

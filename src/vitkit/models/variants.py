@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vitkit.errors import UsageError, named
@@ -62,7 +62,7 @@ def config(
     from vitkit.models.vit import ViTConfig
 
     row = variant(name)
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     try:
         return ViTConfig(
             row.patch, row.width, row.depth, row.heads, row.mlp_width,
@@ -90,10 +90,12 @@ def build(
     """
     from vitkit.models.vit import VisionTransformer
 
-    options = dict(
-        pooling=pooling, hidden_head=hidden_head, gelu=gelu, dropout=dropout, head_bias=head_bias
-    )
-    return VisionTransformer(config(name, classes, image_size, **options))
+    return VisionTransformer(
+        config(
+            name, classes, image_size, pooling=pooling, hidden_head=hidden_head, gelu=gelu,
+            dropout=dropout, head_bias=head_bias,
+        )
+    )  # fmt: skip
 
 
 def name_of(net: ViTConfig) -> str:

@@ -131,7 +131,7 @@ class VisionTransformer(nn.Module):
             found, built = "x".join(map(str, images.shape[-2:])), self.config.image_size
             raise ValueError(
                 f"images of {found} pixels given to a net built for {built[0]}x{built[1]}; resize "
-                "the images, or the net by vitkit.checkpoints.resize"
+                "the images, or the net by vitkit.models.positions.resize_net"
             )
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, N, D), row by row
         if self.class_token is not None:
@@ -141,17 +141,15 @@ class VisionTransformer(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Random weights as the authors' code draws them (models_vit.py)."""
-        lecun_normal_(self.patch_embedding.weight)
-        nn.init.zeros_(self.patch_embedding.bias)
+        lecun_normal_(self.patch_embedding)
         if self.class_token is not None:
             nn.init.zeros_(self.class_token)
         nn.init.normal_(self.position_embedding, std=0.02)
-        for block in self.blocks:
-            block.attention.initialise()
-            block.mlp.initialise()
+        for module in self.modules():
+            if isinstance(module, Attention | Mlp):
+                module.initialise()
         if self.hidden is not None:
-            lecun_normal_(self.hidden.weight)
-            nn.init.zeros_(self.hidden.bias)
+            lecun_normal_(self.hidden)
         self.reset_head(self.config.classes, self.config.head_bias)
 
     @torch.no_grad()
@@ -226,8 +224,10 @@ class Mlp(nn.Module):
             nn.init.normal_(dense.bias, std=1e-6)
 
 
-def lecun_normal_(weight: Tensor) -> None:
-    """Flax's lecun_normal: variance 1 / fan-in, truncated at two standard deviations."""
-    fan_in = weight[0].numel()
+def lecun_normal_(layer: nn.Conv2d | nn.Linear) -> None:
+    """Flax's lecun_normal: variance 1 / fan-in, truncated at two standard deviations; bias 0."""
+    fan_in = layer.weight[0].numel()
     std = math.sqrt(1 / fan_in) / 0.87962566103423978  # what truncation takes away is put back
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

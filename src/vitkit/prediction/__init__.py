@@ -1,0 +1,1 @@
+"""A net with its class names and preprocessing, ready to use."""

@@ -1,0 +1,1 @@
+"""The training loop and what it needs; evaluators come to it as callables."""

@@ -1,0 +1,1 @@
+"""One user-level job each, wiring the floors below."""

@@ -1,0 +1,388 @@
+"""The command line: `vitkit VERB ...`. torch is imported once a verb works, so help is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vitkit import __version__, recipes
+from vitkit.errors import UsageError, VitkitError, named
+from vitkit.training.config import SHORT_NAMES, TrainConfig, to_json
+
+if TYPE_CHECKING:
+    from vitkit.workflows.run import Task
+
+HELP = """vitkit: the Vision Transformer, complete.
+
+  vitkit demo                                the whole story on real images in about a minute
+  vitkit models                              every net: parameters, FLOPs, weights
+  vitkit pretrain DATA                       train a net from random weights
+  vitkit finetune DATA --from CHECKPOINT     train a checkpoint on other classes
+  vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
+  vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
+
+DATA is a folder of class folders (or train/ and val/ of them), parquet files, or 'digits'.
+`vitkit VERB --help` tells the options of a verb; `vitkit demo` is a good start.
+"""
+
+Device = Annotated[str, tyro.conf.arg(metavar="{auto,cpu,cuda,mps}")]
+Data = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA...")]
+
+
+@dataclass(frozen=True)
+class Common:
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA, else MPS, else the CPU."""
+    json: bool = False
+    """End the output with one line of JSON."""
+    debug: bool = False
+    """Show the whole trace of an error."""
+
+
+@dataclass(frozen=True)
+class Demo(Common):
+    """Pre-train on digits 0-4, look at 5-9 few-shot, fine-tune on them, draw what was learned."""
+
+    out: str = "runs/demo"
+    """Where to write; a number is added where it is in use."""
+    seed: int = 0
+    """All random draws follow from it."""
+
+
+@dataclass(frozen=True)
+class Models(Common):
+    """Every net: parameters, GFLOPs of one image, where weights are published."""
+
+    image_size: int | None = None
+    """Side in pixels; by default 224, or 16 patches for the nets for small images."""
+
+
+@dataclass(frozen=True)
+class Pretrain(Common):
+    """Train a net from random weights. The values shown as defaults are the recipe's."""
+
+    data: Data = ()
+    """A folder, parquet files, or 'digits'."""
+    out: str | None = None
+    """The run directory; by default runs/pretrain. A number is added where it is in use."""
+    resume: str | None = None
+    """auto: go on from the newest state of --out; or a run directory."""
+    dry_run: bool = False
+    """Print the resolved config and the plan, and stop."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Finetune(Pretrain):
+    """Train a checkpoint on other classes, at another resolution if wanted."""
+
+    checkpoint: Annotated[str, tyro.conf.arg(name="from", metavar="CHECKPOINT")] = ""
+    """A bundle, a run, or the authors' .npz."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Common):
+    """Evaluate a checkpoint on DATA's validation images, or on all where it has no such split."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
+    """A bundle, a run, or the authors' .npz."""
+    data: Data = ()
+    """A folder, parquet files, or 'digits'."""
+    protocol: Literal["top-k", "few-shot"] = "top-k"
+    """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class."""
+    train: tuple[str, ...] = ()
+    """Few-shot: where to take the shots from; by default DATA's training images."""
+
+
+@dataclass(frozen=True)
+class Predict(Common):
+    """Predict the classes of images."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
+    """A bundle, a run, or the authors' .npz."""
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")
+    ] = ()
+    """Files and folders."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Write a table: out.csv, out.json or out.parquet. Without it, print one."""
+    top: int = 5
+    """How many of the likeliest classes to give."""
+
+
+def demo(argv: list[str]) -> Any:
+    words = parse(Demo(), "demo", argv)
+    from vitkit.workflows.demo import demo
+
+    result = demo(words.out, device=words.device, seed=words.seed)
+    print(
+        f"\ndigits 5-9, {result['images']} held-out images: {result['accuracy']:.1%} right after "
+        f"fine-tuning\n10 shots of each on frozen features: {result['few_shot_accuracy']:.1%} "
+        f"pre-trained, {result['few_shot_accuracy_untrained']:.1%} untrained\n"
+        f"{result['seconds']:.0f} seconds; look at {result['figure']}\n\n"
+        f"Next: vitkit evaluate {result['run']}/pretrain digits --protocol few-shot\n"
+        f"      vitkit pretrain YOUR_IMAGES/ --minutes 10"
+    )
+    return words, result
+
+
+def models(argv: list[str]) -> Any:
+    words = parse(Models(), "models", argv)
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitkit.models import cost, variants
+
+    table = Table("net", "image", "parameters", "GFLOPs", "published weights", box=None)
+    rows = []
+    for name, row in variants.VARIANTS.items():
+        side = words.image_size or (224 if row.patch > 8 or row.width >= 384 else 8 * row.patch)
+        if side % row.patch:
+            continue
+        net = variants.config(name, 1000, side)
+        rows.append({"net": name, "image_size": side, "parameters": cost.parameters(net),
+                     "flops": cost.flops(net), "weights": row.weights})  # fmt: skip
+        table.add_row(name, f"{side}x{side}", f"{cost.parameters(net):,}",
+                      f"{cost.flops(net) / 1e9:.2f}", row.weights)  # fmt: skip
+    if not rows:
+        raise UsageError(f"no net's patch divides an image of {words.image_size} pixels; try 224")
+    Console().print(table)
+    print(
+        "\n1,000 classes; GFLOPs of one image, 2 for a multiply-add (the paper's tables count 1)."
+    )
+    print('Next: vitkit pretrain DATA --model "ViT-Ti/16"')
+    return words, {"models": rows}
+
+
+def pretrain(argv: list[str]) -> Any:
+    words = parse(Pretrain(config=TrainConfig(recipe="quickstart")), "pretrain", argv)
+    require(words.data, "pretrain", "DATA, a folder of class folders, parquet files or 'digits'")
+    named("recipe", words.config.recipe, recipes.PRETRAIN)
+    from vitkit.workflows import pretrain as workflow
+    from vitkit.workflows.run import open_task
+
+    task = open_task(words.data)
+    recipe = workflow.recipe_config(task, words.config.recipe)
+    words = parse(replace(words, config=recipe), "pretrain", argv)
+    if words.dry_run:
+        return dry_run("pretrain", words, task, workflow.net_config(words.config, task))
+    run = workflow.pretrain(
+        task, config=words.config, out=words.out, resume=words.resume, device=words.device
+    )
+    return finished(words, run, f"vitkit finetune OTHER_IMAGES/ --from {run.folder}")
+
+
+def finetune(argv: list[str]) -> Any:
+    words = parse(Finetune(config=TrainConfig(recipe="quickstart")), "finetune", argv)
+    require(words.data, "finetune", "DATA, a folder of class folders, parquet files or 'digits'")
+    require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or an .npz file")
+    named("recipe", words.config.recipe, recipes.FINETUNE)
+    from vitkit.prediction.model import load
+    from vitkit.workflows import finetune as workflow
+    from vitkit.workflows.run import open_task
+
+    task, model = open_task(words.data), load(words.checkpoint)
+    recipe = workflow.recipe_config(task, words.config.recipe, model)
+    words = parse(replace(words, config=recipe), "finetune", argv)
+    if words.dry_run:
+        return dry_run("finetune", words, task, workflow.net_config(words.config, task, model))
+    run = workflow.finetune(
+        task, words.checkpoint, config=words.config, out=words.out, resume=words.resume,
+        device=words.device,
+    )  # fmt: skip
+    return finished(words, run, f"vitkit predict {run.folder} IMAGES/ -o predictions.csv")
+
+
+def finished(words: Pretrain, run: Any, next_command: str) -> Any:
+    metrics = run.metrics
+    print(f"\n{metrics['top1']:.2%} top-1 on {metrics['images']:,.0f} held-out images")
+    print(f"{run.steps:,} steps in {run.seconds:.0f} seconds, report {run.folder / 'report.html'}")
+    print(f"Next: {next_command}")
+    result = {"run": str(run.folder), "metrics": metrics, "steps": run.steps,
+              "seconds": round(run.seconds, 1)}  # fmt: skip
+    return words, result
+
+
+def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
+    from vitkit.training.precision import choose_device, choose_precision
+    from vitkit.workflows.run import fixed_steps, plan
+
+    device = choose_device(words.device)
+    precision = choose_precision(words.config.precision, device)
+    steps = fixed_steps(words.config, task)
+    print(json.dumps(to_json(words.config), indent=2))
+    print(plan(kind, net, words.config, task, steps, device, precision))
+    print("Next: the same command without --dry-run")
+    return words, {"config": to_json(words.config), "steps": steps}
+
+
+def evaluate(argv: list[str]) -> Any:
+    words = parse(Evaluate(), "evaluate", argv)
+    require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or an .npz file")
+    require(words.data, "evaluate", "DATA, a folder of class folders, parquet files or 'digits'")
+    from vitkit.workflows.evaluate import evaluate
+
+    result = evaluate(
+        words.checkpoint, words.data, words.protocol, train=words.train or None, device=words.device
+    )
+    for name, value in result["metrics"].items():
+        shown = (
+            f"{value:.2%}" if name.startswith("top") or name.endswith("shot") else f"{value:,.4g}"
+        )
+        print(f"{name:8} {shown}")
+    print(f"{result['images']:,} images of {result['data']} in {result['seconds']:.0f} seconds")
+    print(f"Next: vitkit predict {words.checkpoint} IMAGES/ -o predictions.csv")
+    return words, result
+
+
+def predict(argv: list[str]) -> Any:
+    words = parse(Predict(), "predict", argv)
+    require(words.checkpoint, "predict", "CHECKPOINT, a bundle, a run or an .npz file")
+    require(words.images, "predict", "IMAGES, files or folders")
+    if words.top < 1:
+        raise UsageError(f"--top is {words.top}; it must be at least 1")
+    from vitkit.prediction.model import load
+    from vitkit.reports.predictions import check_table_path, write_predictions
+    from vitkit.training.precision import choose_device
+
+    table = None if words.out is None else check_table_path(Path(words.out))
+    model = load(words.checkpoint).to(choose_device(words.device))
+    predictions = model.predict(words.images, top=words.top)
+    failed = sum(p.error is not None for p in predictions)
+    if table is not None:
+        write_predictions(table, predictions)
+        print(
+            f"{len(predictions)} images to {table}"
+            + (f", {failed} with an error" if failed else "")
+        )
+    else:
+        for p in predictions:
+            top = ", ".join(f"{name} {share:.1%}" for name, share in p.top)
+            print(f"{p.image}: {top or f'error: {p.error}'}")
+    if failed == len(predictions):
+        raise VitkitError(f"none of the {failed} images could be read; the first: "
+                          f"{predictions[0].image}: {predictions[0].error}")  # fmt: skip
+    print(f"Next: vitkit evaluate {words.checkpoint} DATA")
+    rows = [{"image": p.image, "label": p.label, "probability": p.probability, "error": p.error}
+            for p in predictions]  # fmt: skip
+    return words, {"predictions": rows}
+
+
+VERBS: dict[str, Callable[[list[str]], Any]] = {
+    "demo": demo,
+    "models": models,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line -> exit code: 0 done, 1 the work failed, 2 the words were wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # OpenMP's threads spin while they wait, which makes a step many times slower as soon as
+    # another process wants a core (docs/performance.md). It reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(HELP, end="")
+            return 0
+        if words[0] == "--version":
+            print(f"vitkit {__version__}")
+            return 0
+        parsed, result = VERBS[named("verb", words[0], VERBS)](rewritten(words[1:]))
+        if parsed.json:
+            print(json.dumps(result, ensure_ascii=False))
+        return 0
+    except KeyboardInterrupt:
+        return complain("stopped by Ctrl-C", 130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except VitkitError as error:
+        return complain(error, error.exit_code, "--debug" in words)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return complain(f"{place}{error.strerror or error}", 1, "--debug" in words)
+    except Exception as error:
+        text = f"unexpected {type(error).__name__}: {error}; --debug shows the trace"
+        return complain(text, 1, "--debug" in words)
+
+
+def complain(error: object, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"vitkit: {error}", file=sys.stderr)
+    return code
+
+
+def rewritten(argv: list[str]) -> list[str]:
+    """Short names to dotted ones, `--name=value` to two words, 384 and 384x256 to two sides."""
+    short = {f"--{name.replace('_', '-')}": f"--{dotted.replace('_', '-')}"
+             for name, dotted in SHORT_NAMES.items()}  # fmt: skip
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        words += [option, value] if word.startswith("--") and equals else [word]
+    words = [short.get(word, word) for word in words]
+    for place in range(len(words) - 2, -1, -1):
+        sides = re.fullmatch(r"\d+(x\d+)?", words[place + 1])
+        if words[place] == "--image-size" and sides:
+            height, _, width = words[place + 1].partition("x")
+            words[place + 1 : place + 2] = [height, width or height]
+    return words
+
+
+def parse(default: Any, verb: str, argv: list[str]) -> Any:
+    """The words of a verb into its dataclass; UsageError of one sentence where they do not fit."""
+    if verb == "models":  # the only verb whose image size is one number
+        argv = [w for i, w in enumerate(argv) if not (i >= 2 and argv[i - 2] == "--image-size")]
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                type(default), prog=f"vitkit {verb}", args=argv, default=default,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )  # fmt: skip
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            print(output.getvalue(), end="")
+            raise
+    options = re.findall(r"(?<!\S)--[a-z][a-z.-]+", help_of(default, verb))
+    for word in argv:
+        if word.startswith("--") and word not in options:
+            known = list(dict.fromkeys(options))
+            named(f"option of {verb}", word, known)
+    lines = [line.strip() for line in errors.getvalue().splitlines()[1:]]
+    text = " ".join(line for line in lines if line and set(line) != {"-"})
+    sentence = re.split(r"Argument helptext|For full helptext", text)[0].strip().rstrip(".")
+    raise UsageError(f"{sentence}; see vitkit {verb} --help")
+
+
+def help_of(default: Any, verb: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        tyro.cli(type(default), prog=f"vitkit {verb}", args=["--help"], default=default,
+                 config=(tyro.conf.FlagCreatePairsOff,))  # fmt: skip
+    return output.getvalue()
+
+
+def require(value: object, verb: str, what: str) -> None:
+    if not value:
+        raise UsageError(f"vitkit {verb} needs {what}; see vitkit {verb} --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Encoded bytes -> uint8 (3, H, W), for any file a user may have, hostile ones too."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchcodec.decoders import decode_image  # pyright: ignore[reportPrivateImportUsage]
+
+from vitkit.errors import VitkitError
+
+MAX_PIXELS = 25_000_000  # 25 megapixels; a 419 kB PNG can ask for a gigabyte
+BY_TORCHCODEC = ("JPEG", "PNG", "WEBP")  # faster; the other formats are Pillow's
+FORMATS = (*BY_TORCHCODEC, "GIF", "TIFF", "BMP", "AVIF", "PPM")
+
+# Pillow's own limit warns once a process; the limit here is an error for every image.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class ImageError(VitkitError):
+    """These bytes cannot be used as an image; the message says why."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Bytes of a JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF or PPM file -> uint8 RGB (3, H, W).
+
+    EXIF orientation is applied, transparency dropped, 16-bit samples scaled to 8, and of an
+    animation the first frame is taken. The header is read first, so that an image of more than
+    `max_pixels` is refused before its pixels take memory. Raises ImageError.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: {error}") from error
+    except Exception as error:  # Pillow raises many kinds on hostile bytes
+        raise ImageError("not an image, or one of a format that is not supported") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"too large: {width}x{height} is {width * height / 1e6:.0f} megapixels, more than the "
+            f"limit of {max_pixels / 1e6:.0f}"
+        )
+    try:
+        if image.format in BY_TORCHCODEC and getattr(image, "n_frames", 1) == 1:
+            return decode_image(data)
+        return decode_by_pillow(image)
+    except Exception as error:
+        raise ImageError(f"a corrupt or truncated {image.format} file") from error
+
+
+def decode_by_pillow(image: Image.Image) -> Tensor:
+    """The first frame of an opened image -> uint8 RGB (3, H, W)."""
+    image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them
+        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8)
+        image = Image.fromarray(grey)
+    pixels = np.array(image.convert("RGB"))  # (H, W, 3), a writable copy
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

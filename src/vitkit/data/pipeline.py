@@ -1,0 +1,127 @@
+"""The Grain pipeline: a source becomes batches.
+
+Order and augmentation are pure functions of (seed, global position in the stream), so a run can
+go on from any position, and the number of loader threads changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitkit.data.decode import ImageError
+from vitkit.data.sources import DataError, Source
+from vitkit.data.transforms import Preprocessing
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns that jax is not installed
+import grain  # noqa: E402  (after the line that quiets it)
+
+PREFETCHED_BATCHES = 2  # grain's default of 500 images or more costs gigabytes at 224 pixels
+ATTEMPTS = 20  # replacements tried for one bad image
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, 3, H, W), uint8 for training and float for evaluation, and labels (B,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass
+class BadImages:
+    """Images that could not be decoded while training: counted, named, and limited."""
+
+    limit: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, name: str, reason: str) -> None:
+        with self.lock:
+            self.reasons[name] = reason
+            if len(self.reasons) <= self.limit:
+                return
+        shown = "; ".join(f"{name}: {why}" for name, why in list(self.reasons.items())[:3])
+        raise DataError(
+            f"{len(self.reasons)} images cannot be used, more than the {self.limit} tolerated: "
+            f"{shown}; remove or repair them"
+        )
+
+
+class TrainingStream:
+    """An endless stream of augmented training batches, from any position on.
+
+    `transform` takes (uint8 image, generator) and gives a uint8 image of fixed size. A bad image
+    is replaced by another, drawn by (seed, position, attempt); more bad images than 10 and 0.1 %
+    of the source raise DataError.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Callable[[Tensor, np.random.Generator], Tensor],
+        batch_size: int,
+        seed: int,
+        threads: int = 2,
+    ) -> None:
+        self.source, self.transform = source, transform
+        self.batch_size, self.seed, self.threads = batch_size, seed, threads
+        self.bad = BadImages(limit=max(10, len(source) // 1000))
+
+    def batches(self, first: int = 0) -> Generator[Batch, None, None]:
+        """Batches from number `first` on; closing the iterator ends its threads."""
+        samples = (
+            grain.MapDataset.range(len(self.source))
+            .seed(self.seed)
+            .shuffle()
+            .repeat()
+            .random_map(self.load)
+        )
+        samples = samples[first * self.batch_size :]
+        return read(samples, self.batch_size, self.threads)
+
+    def load(self, index: int, random: np.random.Generator) -> tuple[Tensor, int]:
+        for _ in range(ATTEMPTS):
+            try:
+                image = self.transform(self.source.image(index), random)
+                return image, int(self.source.labels[index])
+            except (ImageError, OSError) as error:
+                self.bad.add(self.source.name(index), str(error))
+                index = int(random.integers(len(self.source)))
+        raise DataError(f"{ATTEMPTS} images in a row cannot be used; check the data")
+
+
+def evaluation_batches(
+    source: Source, preprocessing: Preprocessing, batch_size: int, threads: int = 2
+) -> Generator[Batch, None, None]:
+    """Every image once, in order, the last batch as long as it comes; a bad image is an error."""
+
+    def load(index: int) -> tuple[Tensor, int]:
+        try:
+            return preprocessing(source.image(index)), int(source.labels[index])
+        except (ImageError, OSError) as error:
+            raise DataError(f"{source.name(index)}: {error}") from error
+
+    return read(grain.MapDataset.range(len(source)).map(load), batch_size, threads)
+
+
+def read(samples: grain.MapDataset, batch_size: int, threads: int) -> Generator[Batch, None, None]:
+    """Samples (image, label) -> batches, `threads` threads working ahead."""
+    ahead = PREFETCHED_BATCHES * batch_size if threads else 0
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    iterator = iter(samples.to_iter_dataset(options).batch(batch_size, batch_fn=stack))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # an unclosed one keeps its threads
+
+
+def stack(samples: Sequence[tuple[Tensor, int]]) -> Batch:
+    images, labels = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels))

@@ -1,0 +1,167 @@
+"""The paper's crops and resizes: for training a random crop, for evaluation a `Preprocessing`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+
+HALF = (0.5, 0.5, 0.5)  # the authors' mean and std: pixels 0..255 become -1..1
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the tensor that a net reads; it travels with the weights.
+
+    Calling it: uint8 (3, H, W) -> float32 (3, *image_size), `(pixels / 255 - mean) / std`.
+    """
+
+    image_size: tuple[int, int]  # (height, width) that comes out, pixels
+    resize: Literal["direct", "shorter-side"] = "direct"  # direct distorts the aspect
+    resize_to: tuple[int, int] | int | None = None  # before a centre crop; None: no crop
+    interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
+    antialias: bool = False  # tf.image.resize, which the authors use, has none
+    truncate: bool = False  # back to whole pixel values after the resize, as big_vision does
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) != 2 or not all(
+            isinstance(n, int) and n > 0 for n in self.image_size
+        ):
+            raise ValueError(
+                f"image_size is {self.image_size!r}; it must be (height, width) in pixels"
+            )
+        if self.resize not in ("direct", "shorter-side"):
+            raise ValueError(
+                f"resize {self.resize!r} is not known; choose 'direct' or 'shorter-side'"
+            )
+        if self.interpolation not in ("bilinear", "bicubic", "area"):
+            raise ValueError(
+                f"interpolation {self.interpolation!r} is not known; choose 'bilinear', 'bicubic' "
+                "or 'area'"
+            )
+        if isinstance(self.resize_to, int) != (self.resize == "shorter-side"):
+            raise ValueError(
+                f"resize_to is {self.resize_to!r}; it must be one side for 'shorter-side', "
+                "(height, width) or None for 'direct'"
+            )
+        before_crop = self.resize_to if self.resize_to is not None else self.image_size
+        sides = (before_crop, before_crop) if isinstance(before_crop, int) else before_crop
+        if any(before < after for before, after in zip(sides, self.image_size, strict=True)):
+            raise ValueError(
+                f"resize_to {self.resize_to!r} is smaller than the crop {self.image_size}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(
+                f"mean {self.mean!r} and std {self.std!r} need three values, std above 0"
+            )
+
+    @classmethod
+    def direct(cls, image_size: tuple[int, int]) -> Preprocessing:
+        """The authors' evaluation (vision_transformer): resize straight to the size."""
+        return cls(image_size)
+
+    @classmethod
+    def small_crop(cls, image_size: tuple[int, int], side: int) -> Preprocessing:
+        """big_vision's pre-training evaluation: shorter side to `side` (area), centre crop."""
+        return cls(image_size, "shorter-side", side, interpolation="area", truncate=True)
+
+    @classmethod
+    def resize_crop(cls, image_size: tuple[int, int], size: tuple[int, int]) -> Preprocessing:
+        """big_vision's few-shot evaluation: resize to `size` (256x256 for 224), centre crop."""
+        return cls(image_size, "direct", size, truncate=True)
+
+    def __call__(self, image: Tensor) -> Tensor:  # uint8 (3, H, W) -> float32 (3, h, w)
+        image = resize(image.float(), self.target(image), self.interpolation, self.antialias)
+        if self.truncate:
+            image = image.clamp(0, 255).floor()
+        image = centre_crop(image, self.image_size)
+        return normalise(image, self.mean, self.std)
+
+    def target(self, image: Tensor) -> tuple[int, int]:
+        """(height, width) before the centre crop."""
+        if self.resize_to is None:
+            return self.image_size
+        if isinstance(self.resize_to, int):
+            height, width = image.shape[-2:]
+            scale = self.resize_to / min(height, width)
+            return round(height * scale), round(width * scale)
+        return self.resize_to
+
+
+def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Pixels 0..255 (..., 3, H, W) of any dtype -> float32 (pixels / 255 - mean) / std."""
+    shift = torch.tensor(mean, device=pixels.device).view(3, 1, 1) * 255
+    scale = torch.tensor(std, device=pixels.device).view(3, 1, 1) * 255
+    return (pixels.float() - shift) / scale
+
+
+def resize(image: Tensor, size: tuple[int, int], interpolation: str, antialias: bool) -> Tensor:
+    """Float (3, H, W) -> (3, *size), half-pixel centres as in tf.image.resize."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    if interpolation == "area":
+        rows = area_weights(image.shape[-2], size[0])
+        columns = area_weights(image.shape[-1], size[1])
+        return rows @ image @ columns.T
+    return F.interpolate(image[None], size=tuple(size), mode=interpolation, antialias=antialias)[0]
+
+
+def area_weights(old: int, new: int) -> Tensor:
+    """(new, old): the share of each old pixel in each new one, TensorFlow's "area" method."""
+    edges = torch.arange(new + 1, dtype=torch.float64) * old / new
+    cells = torch.arange(old, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+    return (overlap.clamp(min=0) * new / old).float()
+
+
+def centre_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) -> (3, *size), cut from the middle; an odd rest goes below and to the right."""
+    top, left = (image.shape[-2] - size[0]) // 2, (image.shape[-1] - size[1]) // 2
+    return image[:, top : top + size[0], left : left + size[1]]
+
+
+def inception_crop(
+    random: np.random.Generator,
+    height: int,
+    width: int,
+    area: tuple[float, float] = (0.05, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """A random crop (top, left, height, width) with this share of the area and this aspect w / h.
+
+    As TensorFlow's sample_distorted_bounding_box, which the authors use: the aspect is uniform,
+    then the height is uniform among those that keep the area in range. (torchvision draws the
+    area uniformly and the logarithm of the aspect.) After 100 misfits it is the whole image.
+    """
+    least, most = area[0] * height * width, area[1] * height * width
+    for _ in range(100):
+        ratio = random.uniform(*aspect)
+        low = round(np.sqrt(least / ratio))
+        high = min(round(np.sqrt(most / ratio)), int((width + 0.5) / ratio), height)
+        h = int(random.integers(min(low, high), high + 1))
+        w = round(h * ratio)
+        if 0 < h <= height and 0 < w <= width and least <= h * w <= most:
+            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
+            return int(top), int(left), h, w
+    return 0, 0, height, width
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """uint8 (3, H, W) and a generator -> uint8 (3, *image_size): inception crop, resize, flip."""
+
+    image_size: tuple[int, int]
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    flip: bool = True
+
+    def __call__(self, image: Tensor, random: np.random.Generator) -> Tensor:
+        crop = inception_crop(random, image.shape[-2], image.shape[-1], self.crop_area)
+        image = TF.resized_crop(image, *crop, list(self.image_size), antialias=False)
+        return image.flip(-1) if self.flip and random.random() < 0.5 else image

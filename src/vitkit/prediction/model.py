@@ -1,0 +1,206 @@
+"""`load` any supported checkpoint; `Model` turns files, bytes and pictures into predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitkit.checkpoints.bundle import Bundle, CheckpointError, read_bundle, write_bundle
+from vitkit.checkpoints.convert import read_npz
+from vitkit.data.decode import ImageError, decode, decode_by_pillow
+from vitkit.data.sources import is_image
+from vitkit.data.transforms import Preprocessing
+from vitkit.errors import VitkitError
+from vitkit.models.vit import VisionTransformer
+
+Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the net says of one image."""
+
+    image: str  # its path, or its place in what was given
+    top: tuple[tuple[str, float], ...] = ()  # (class name, probability), the likeliest first
+    error: str | None = None  # why there is no prediction
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest class."""
+        return self.top[0][0] if self.top else None
+
+    @property
+    def probability(self) -> float | None:
+        return self.top[0][1] if self.top else None
+
+
+class Model:
+    """A net in eval mode with what it needs to be used."""
+
+    def __init__(
+        self,
+        net: VisionTransformer,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        if len(class_names) != net.config.classes:
+            raise CheckpointError(
+                f"{len(class_names)} class names given for a net of {net.config.classes} classes"
+            )
+        self.net = net.eval()
+        self.class_names = list(class_names)
+        self.preprocessing = preprocessing
+        self.provenance = provenance or {}
+
+    def predict(
+        self, images: Picture | Iterable[Picture], top: int = 5, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Predictions in order, one for each image, with the `top` likeliest classes.
+
+        `images` is a path, a folder (every image in it, at any depth), encoded bytes, a PIL image,
+        a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), or several of these. An image that cannot
+        be read gives a Prediction with its `error`; a path that does not exist is a VitkitError.
+        """
+        predictions = []
+        for group in grouped(self.prepared(images), batch_size):
+            tensors = [tensor for _, tensor in group if isinstance(tensor, Tensor)]
+            logits = iter(self.run(self.net, torch.stack(tensors)) if tensors else ())
+            for name, tensor in group:
+                if isinstance(tensor, ImageError):
+                    predictions.append(Prediction(name, error=str(tensor)))
+                    continue
+                shares, order = next(logits).softmax(-1).topk(min(top, len(self.class_names)))
+                ranked = zip(order.tolist(), shares.tolist(), strict=True)
+                predictions.append(
+                    Prediction(name, tuple((self.class_names[i], share) for i, share in ranked))
+                )
+        return predictions
+
+    def features(self, images: Picture | Iterable[Picture], batch_size: int = 32) -> np.ndarray:
+        """(N, D) float32: what the final linear layer reads. Raises ImageError for a bad image."""
+        rows = []
+        for group in grouped(self.prepared(images), batch_size):
+            for name, tensor in group:
+                if isinstance(tensor, ImageError):
+                    raise ImageError(f"{name}: {tensor}")
+            tensors = torch.stack([tensor for _, tensor in group if isinstance(tensor, Tensor)])
+            rows.append(self.run(self.net.features, tensors).numpy())
+        return np.concatenate(rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write a bundle."""
+        write_bundle(path, Bundle(self.net, self.class_names, self.preprocessing, self.provenance))
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the net to a device; predictions come back to the CPU."""
+        self.net.to(device)
+        return self
+
+    @torch.inference_mode()
+    def run(self, function, images: Tensor) -> Tensor:
+        device = next(self.net.parameters()).device
+        return function(images.to(device)).float().cpu()
+
+    def prepared(
+        self, images: Picture | Iterable[Picture]
+    ) -> Iterator[tuple[str, Tensor | ImageError]]:
+        """(name, tensor (3, H, W)) for each image, or (name, what is wrong with it)."""
+        found = False
+        for name, picture in pictures(images):
+            found = True
+            try:
+                yield name, self.preprocessing(to_pixels(picture))
+            except ImageError as error:
+                yield name, error
+            except OSError as error:
+                yield name, ImageError(f"cannot be read: {error.strerror or error}")
+        if not found:
+            raise VitkitError("no images given; expected files, folders with images, or pictures")
+
+
+def load(
+    path: str | Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Model:
+    """A Model from a bundle, a run directory (its best net) or the authors' ViT .npz.
+
+    The architecture is inferred from the checkpoint; `preprocessing` and `class_names` replace
+    what it says or lacks. Raises CheckpointError where the file is damaged or not one of these.
+    """
+    bundle = read(Path(path).expanduser())
+    return Model(
+        bundle.net,
+        bundle.class_names if class_names is None else class_names,
+        bundle.preprocessing if preprocessing is None else preprocessing,
+        bundle.provenance,
+    )
+
+
+def read(path: Path) -> Bundle:
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}: no such checkpoint; expected a bundle, a run or an .npz file"
+        )
+    if path.is_dir():
+        for folder in (path, path / "best", path / "last"):
+            if (folder / "model.safetensors").exists():
+                return read_bundle(folder)
+        raise CheckpointError(
+            f"{path}: neither a bundle (config.json, model.safetensors) nor a run with best/"
+        )
+    if path.suffix == ".npz":
+        return read_npz(path)
+    raise CheckpointError(
+        f"{path}: not a known checkpoint; expected a bundle, a run or an .npz file"
+    )
+
+
+def pictures(images: Picture | Iterable[Picture]) -> Iterator[tuple[str, Picture]]:
+    """Each single image with a name; folders are opened, and stacks of arrays taken apart."""
+    single = isinstance(images, str | Path | bytes | Image.Image)
+    if isinstance(images, np.ndarray | Tensor):
+        single = images.ndim < 4
+    for number, picture in enumerate([images] if single else images):  # type: ignore[arg-type]
+        if not isinstance(picture, str | Path):
+            yield f"image {number}", picture
+            continue
+        path = Path(picture).expanduser()
+        if path.is_dir():
+            yield from ((str(file), file) for file in sorted(path.rglob("*")) if is_image(file))
+        elif path.exists():
+            yield str(path), path
+        else:
+            raise VitkitError(f"{path}: no such image or folder")
+
+
+def to_pixels(picture: Picture) -> Tensor:
+    """One image of any kind -> uint8 (3, H, W). Raises ImageError."""
+    if isinstance(picture, str | Path):
+        return decode(Path(picture).read_bytes())
+    if isinstance(picture, bytes):
+        return decode(picture)
+    if isinstance(picture, Image.Image):
+        return decode_by_pillow(picture)
+    array = np.asarray(picture)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=-1)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ImageError(f"{array.dtype} array of shape {array.shape}; expected uint8 (H, W, 3)")
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())
+
+
+def grouped(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group

@@ -1,0 +1,81 @@
+"""The demo's one figure: what was learned, in three rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from vitkit.prediction.model import Prediction
+from vitkit.reports.training import draw_accuracy, draw_loss, read_metrics
+
+
+def draw_demo(
+    path: Path,
+    pretrain: Path,
+    finetune: Path,
+    few_shot: dict[str, tuple[float, float]],
+    similarity: Tensor,
+    grid: tuple[int, int],
+    shown: Sequence[tuple[np.ndarray, str, Prediction]],
+) -> None:
+    """Write the figure as PNG.
+
+    `pretrain` and `finetune` are run directories; `few_shot` maps shots to (pre-trained, untrained)
+    accuracies; `similarity` is (N, N) between the positions of a grid (h, w); `shown` holds images
+    (H, W, 3) with their true class and prediction.
+    """
+    figure = Figure(figsize=(11, 9.4), layout="constrained", facecolor="white")
+    grid_of_rows = figure.add_gridspec(3, 1, height_ratios=(1, 1.15, 0.8))
+    rows = [figure.add_subfigure(grid_of_rows[row]) for row in range(3)]
+    curves = rows[0].subplots(1, 3)
+    draw_loss(curves[0], read_metrics(pretrain), "Pre-training on digits 0-4")
+    draw_accuracy(curves[1], read_metrics(finetune), "Fine-tuning on digits 5-9")
+    draw_few_shot(curves[2], few_shot)
+    draw_similarity(rows[1], similarity, grid)
+    draw_predictions(rows[2], shown)
+    figure.savefig(path, dpi=110)
+
+
+def draw_few_shot(axes, few_shot: dict[str, tuple[float, float]]) -> None:
+    places = np.arange(len(few_shot))
+    trained, untrained = zip(*few_shot.values(), strict=True)
+    axes.bar(places - 0.2, trained, 0.4, color="#55a868", label="pre-trained")
+    axes.bar(places + 0.2, untrained, 0.4, color="#bbbbbb", label="untrained")
+    axes.set_xticks(places, list(few_shot))
+    axes.set(title="Few-shot on 5-9, features frozen", ylabel="accuracy", ylim=(0, 1.02))
+    axes.legend(frameon=False, loc="lower right")
+
+
+def draw_similarity(panel: SubFigure, similarity: Tensor, grid: tuple[int, int]) -> None:
+    """One tile a patch, each the cosine of its position embedding with all others (Figure 7)."""
+    panel.suptitle("Position embeddings: each tile shows how similar one patch's is to all others'")
+    height, width = grid
+    space = 1
+    canvas = np.full((height * (height + space), width * (width + space)), np.nan)
+    for index, row in enumerate(similarity.numpy()):
+        top, left = index // width * (height + space), index % width * (width + space)
+        canvas[top : top + height, left : left + width] = row.reshape(height, width)
+    axes = panel.subplots(1, 1)
+    drawn = axes.imshow(canvas, vmin=-1, vmax=1, cmap="viridis")
+    axes.set_axis_off()
+    panel.colorbar(drawn, ax=axes, label="cosine")
+
+
+def draw_predictions(panel: SubFigure, shown: Sequence[tuple[np.ndarray, str, Prediction]]) -> None:
+    panel.suptitle(
+        "Held-out digits: what the net says, how sure it is, and the truth where it errs"
+    )
+    for axes, (image, truth, prediction) in zip(
+        panel.subplots(2, len(shown) // 2).flat, shown, strict=True
+    ):
+        right = prediction.label == truth
+        text = f"{prediction.label} {prediction.probability:.0%}" + (
+            "" if right else f" (is {truth})"
+        )
+        axes.imshow(image)
+        axes.set_axis_off()
+        axes.set_title(text, fontsize=9, color="#2a7a2a" if right else "#c02020")

@@ -1,0 +1,96 @@
+"""report.html of a run: one self-contained page, no network."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from vitkit.files import write_whole
+
+TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; background: #fff }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem .2rem 0;
+       text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }
+svg { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p>{{ summary }}</p>
+{{ figure | safe }}
+{% for heading, rows in tables.items() %}
+<h2>{{ heading }}</h2>
+<table>{% for name, value in rows.items() %}
+<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}
+</table>{% endfor %}
+</body></html>
+"""
+
+
+def write_report(run: Path) -> Path:
+    """Write report.html from a run's config.json and metrics.jsonl."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    records = read_metrics(run)
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    best = max(evaluations, key=lambda r: r["top1"])
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_loss(left, records)
+    draw_accuracy(right, records)
+    data = config["data"]
+    page = Environment(autoescape=select_autoescape(default=True)).from_string(PAGE).render(
+        title=f"{config['kind']} of {config['config']['model']} on {data['name']}",
+        summary=f"Best top-1 {best['top1']:.2%} on {best['images']:,} held-out images, at step "
+        f"{best['step']:,} of {config['resolved']['steps']:,}.",
+        figure=as_svg(figure),
+        tables={
+            "Best evaluation": {k: v for k, v in best.items() if k != "kind"},
+            "Data": {k: v for k, v in data.items() if k != "class_names"}
+            | {"classes": ", ".join(data["class_names"])},
+            "Chosen on this machine": config["resolved"],
+            "Config": config["config"],
+            "Versions": config["versions"],
+        },
+    )  # fmt: skip
+    write_whole(run / "report.html", page)
+    return run / "report.html"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def draw_loss(axes: Axes, records: list[dict[str, Any]], title: str = "Loss") -> None:
+    for kind, label, colour in (("train", "training", TRAIN), ("evaluation", "held out", HELD_OUT)):
+        chosen = [r for r in records if r["kind"] == kind]
+        mark = "." if kind == "evaluation" or len(chosen) < 3 else None
+        axes.plot([r["step"] for r in chosen], [r["loss"] for r in chosen], color=colour,
+                  label=label, marker=mark)  # fmt: skip
+    axes.set(title=title, xlabel="step", ylabel="cross-entropy", ylim=(0, None))
+    axes.legend(frameon=False)
+
+
+def draw_accuracy(axes: Axes, records: list[dict[str, Any]], title: str = "Accuracy") -> None:
+    chosen = [r for r in records if r["kind"] == "evaluation"]
+    axes.plot([r["step"] for r in chosen], [r["top1"] for r in chosen], color=HELD_OUT, marker=".")
+    axes.set(title=title, xlabel="step", ylabel="top-1 on held-out images", ylim=(0, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an <svg> element to put into a page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,162 @@
+"""What a training run is told. No torch here: the command line reads it to answer --help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from vitkit.errors import UsageError, named
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW with decoupled weight decay, or SGD with momentum."""
+    learning_rate: float = 1e-3
+    """The highest learning rate, reached after the warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled, times the learning rate; not on biases, norms, class token and positions."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after the warm-up: to 0 (cosine) or to linear_end."""
+    warmup_share: float = 0.1
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    warmup_steps: int | None = None
+    """The same as a number of steps; counts before warmup_share."""
+    linear_end: float = 1e-5
+    """Where the linear decay ends."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    """Smallest and largest share of the area that a random crop takes."""
+    flip: bool = True
+    """Mirror every second image; wrong where a mirrored image is another class."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes; it is written to the run's config.json."""
+
+    recipe: str = "custom"
+    """The recipe that this config came from."""
+    model: str = "ViT-B/16"
+    """The net by its name; `vitkit models` lists them."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels; one number is a square."""
+    pooling: Literal["token", "mean"] = "token"
+    """What the head reads: the class token, or the mean of the patch tokens."""
+    hidden_head: bool = False
+    """Put a hidden tanh layer before the head, as the paper does for pre-training."""
+    dropout: float = 0.0
+    """Dropout after every dense layer but q, k, v."""
+    head_bias: float = 0.0
+    """First bias of the head; the authors take -10 with the sigmoid loss on 21,843 classes."""
+    steps: int | None = None
+    """Length of the run in steps; counts before minutes and epochs."""
+    minutes: float | None = None
+    """Length as a time for the whole training; a short probe turns it into steps."""
+    epochs: float = 30.0
+    """Length as passes over the training images, where neither steps nor minutes are given."""
+    batch_size: int = 128
+    """Images in one step."""
+    accumulation: int = 1
+    """Parts in which a batch is worked through, to need less memory."""
+    seed: int = 0
+    """Weights, order, augmentation and dropout follow from it."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy over the classes, or one for each class."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    polyak: float = 0.0
+    """Decay of the Polyak average of the weights, which is then evaluated; 0 keeps none."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the machine has fast bf16, fp32 elsewhere."""
+    threads: int = 2
+    """Threads that load images; their number changes no result."""
+    evaluate_every: int | None = None
+    """Steps between evaluations on the held-out images; by default four in a run."""
+    save_every: int | None = None
+    """Steps between resumable states; by default with each evaluation."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "batch_size": 1, "accumulation": 1, "threads": 0, "steps": 1, "evaluate_every": 1,
+            "save_every": 1, "seed": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} is {value}; it must be at least {least}")
+        if self.accumulation > self.batch_size:
+            raise UsageError(
+                f"accumulation is {self.accumulation}, more than the batch size {self.batch_size}"
+            )
+        positive = {"minutes": self.minutes, "epochs": self.epochs,
+                    "optimizer.learning_rate": self.optimizer.learning_rate}  # fmt: skip
+        for name, value in positive.items():
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name} is {value}; it must be above 0")
+        shares = {
+            "dropout": self.dropout, "label_smoothing": self.label_smoothing,
+            "polyak": self.polyak, "schedule.warmup_share": self.schedule.warmup_share,
+        }  # fmt: skip
+        for name, value in shares.items():
+            if not 0 <= value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 0 and below 1")
+        low, high = self.augment.crop_area
+        if not 0 < low <= high <= 1:
+            raise UsageError(f"augment.crop_area is {low} to {high}; it must lie in (0, 1]")
+
+
+SHORT_NAMES = {"learning_rate": "optimizer.learning_rate"}  # the commonest have short names
+
+# Fields that may differ when a run is resumed: they decide speed, not results.
+HARMLESS = {"threads", "save_every"}
+
+
+def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """The config with some fields changed, nested ones by dotted name; UsageError if unknown."""
+    for name, value in values.items():
+        dotted = SHORT_NAMES.get(name, name).replace("-", "_")
+        named("field", dotted, flat(config))
+        config = with_field(config, dotted.split("."), value)
+    return config
+
+
+def with_field(config: Any, path: list[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = with_field(getattr(config, path[0]), path[1:], value)
+    elif path[0] == "image_size" and isinstance(value, int):
+        value = (value, value)
+    return replace(config, **{path[0]: value})
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field of a config by its dotted name."""
+    values: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            values.update(flat(value, f"{prefix}{item.name}."))
+        else:
+            values[prefix + item.name] = value
+    return values
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    return asdict(config)

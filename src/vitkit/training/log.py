@@ -1,0 +1,96 @@
+"""What a run says while it trains: metrics.jsonl for programs, progress for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+class RunLog:
+    """Writes a line of metrics.jsonl for each record, and shows progress on standard error."""
+
+    def __init__(self, path: Path, steps: int, first: int = 0, quiet: bool = False) -> None:
+        cut_back(path, first)
+        self.file = path.open("a", encoding="utf-8")
+        self.steps, self.quiet = steps, quiet
+        self.console = Console(stderr=True, quiet=quiet)
+        self.started, self.first = time.perf_counter(), first
+        self.spoken = self.started
+        self.bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(30),
+            TextColumn("{task.description}"), console=self.console, transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=steps, completed=first)
+
+    def __enter__(self) -> RunLog:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        self.file.close()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """A line for programs: step, kind ("train" or "evaluation") and the values."""
+        self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self.file.flush()
+
+    def progress(self, step: int, loss: float, images_per_second: float) -> None:
+        elapsed = time.perf_counter() - self.started
+        left = elapsed / max(1, step - self.first) * (self.steps - step)
+        text = (
+            f"loss {loss:.3f}  {images_per_second:,.0f} images/s  ETA {clock(left)}  "
+            f"memory {memory_used() / 2**30:.1f} GiB"
+        )
+        self.bar.update(self.task, completed=step, description=text)
+        now = time.perf_counter()
+        due = now - self.spoken >= PLAIN_EVERY or step == self.steps
+        if not self.console.is_terminal and due:
+            self.spoken = now
+            self.say(f"step {step}/{self.steps}  {text}")
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop what a run wrote after the step it is resumed from, and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def memory_used() -> int:
+    """Bytes: the GPU's high-water mark where one is in use, else the process's."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,36 @@
+"""Optimizers of the paper, over the two kinds of weights: decayed and not."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vitkit.training.config import OptimizerConfig
+
+NOT_DECAYED = ("class_token", "position_embedding")
+
+
+def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW with decoupled decay (paper, Table 3), or SGD with momentum (Table 4).
+
+    Weight decay is multiplied by the learning rate; biases, norms, the class token and the
+    position embeddings are not decayed.
+    """
+    groups = parameter_groups(net, config.weight_decay)
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True
+        )
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+
+
+def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: matrices, which are decayed, and all else, which is not."""
+    decayed, others = [], []
+    for name, parameter in net.named_parameters():
+        is_matrix = parameter.ndim >= 2 and name.rsplit(".")[-1] not in NOT_DECAYED
+        (decayed if is_matrix else others).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,54 @@
+"""Which device and which precision, by a look at the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vitkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What matrix products are computed in, and why; weights and optimizer stay in float32."""
+
+    name: str  # "fp32" or "bf16"
+    why: str
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context that a forward pass runs in."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.name == "bf16")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """ "auto" is CUDA, else MPS, else the CPU. Raises UsageError for one that is not there."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    kind = wanted.split(":")[0]
+    if not there.get(kind, False):
+        usable = [name for name, available in there.items() if available]
+        raise UsageError(f"device {wanted!r} is not usable here; usable: auto, {', '.join(usable)}")
+    return torch.device(wanted)
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """ "auto" is bf16 where the device multiplies it faster than fp32, else fp32."""
+    if wanted != "auto":
+        return Precision(wanted, "as asked for")
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+        name = torch.cuda.get_device_name(device)
+        return Precision("bf16" if fast else "fp32", f"{name} has {'' if fast else 'no '}fast bf16")
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        units = [unit for unit in ("amx_bf16", "avx512_bf16") if able.get(unit)]
+        if units:
+            return Precision("bf16", f"this CPU has {units[0]}")
+        return Precision("fp32", "this CPU has no fast bf16")
+    return Precision("fp32", f"bf16 is not measured on {device.type}")

@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM end a run at the next step, its state saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from vitkit.errors import VitkitError
+
+
+class Interrupted(VitkitError):
+    """A run was asked to stop and did, at a step from which it can go on."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.exit_code = 128 + number  # 130 for Ctrl-C, 143 for SIGTERM
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} with its state saved in {folder}; the same command "
+                         "with --resume auto goes on from there")  # fmt: skip
+
+
+class StopSignals:
+    """Catches the signals inside its block; `received` is the first one's number, or None.
+
+    A second Ctrl-C ends the process at once.
+    """
+
+    CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.catch) for number in self.CAUGHT}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def catch(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or number

@@ -1,0 +1,96 @@
+"""`vitkit demo`: the paper's story on real images in about a minute, without a download."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitkit.data.sources import Source, Splits, digits, only_classes
+from vitkit.inspection.embeddings import position_similarity
+from vitkit.models.variants import build
+from vitkit.prediction.model import Model
+from vitkit.reports.demo import draw_demo
+from vitkit.workflows.evaluate import evaluate
+from vitkit.workflows.finetune import finetune
+from vitkit.workflows.pretrain import pretrain
+from vitkit.workflows.run import run_folder
+
+FIRST, SECOND = [str(n) for n in range(5)], [str(n) for n in range(5, 10)]
+PRETRAIN_STEPS, FINETUNE_STEPS = 500, 300
+HIGHER = 12  # pixels; the digits are 8x8
+SHOWN = 20  # predictions in the figure
+
+
+def demo(
+    out: str | Path = "runs/demo", *, device: str = "auto", seed: int = 0, quiet: bool = False
+) -> dict[str, Any]:
+    """Pre-train on digits 0-4, look at 5-9 few-shot, fine-tune on 5-9 at a higher resolution.
+
+    Returns accuracy and few-shot accuracies (shares, on held-out images), seconds, the run
+    directory and the figure's path.
+    """
+    began = time.perf_counter()
+    folder, _ = run_folder(out, None)
+    old, new = some_digits(FIRST), some_digits(SECOND)
+
+    first = pretrain(
+        old, out=folder / "pretrain", steps=PRETRAIN_STEPS, seed=seed, device=device, quiet=quiet
+    )
+    trained = first.model
+    torch.manual_seed(seed)
+    net = build(
+        trained.provenance["model"], len(FIRST), trained.net.config.image_size,
+        pooling=trained.net.config.pooling,
+    )  # fmt: skip
+    untrained = Model(net, FIRST, trained.preprocessing)
+    shots = {
+        name: (accuracy, evaluate(untrained, new, "few-shot", device=device)["metrics"][name])
+        for name, accuracy in evaluate(trained, new, "few-shot", device=device)["metrics"].items()
+    }
+
+    second = finetune(
+        new, first.folder, out=folder / "finetune", steps=FINETUNE_STEPS, image_size=HIGHER,
+        seed=seed, device=device, quiet=quiet,
+    )  # fmt: skip
+    model = second.model
+    result = evaluate(model, new, device=device)
+
+    assert new.val is not None
+    figure = folder / "demo.png"
+    net = model.net
+    draw_demo(
+        figure, first.folder, second.folder, shots,
+        position_similarity(net.position_embedding.cpu(), net.config.prefix), net.config.grid,
+        some_predictions(model, new.val),
+    )  # fmt: skip
+    trained_shots, untrained_shots = shots["10shot"]
+    return {
+        "accuracy": result["metrics"]["top1"],
+        "few_shot_accuracy": trained_shots,
+        "few_shot_accuracy_untrained": untrained_shots,
+        "seconds": round(time.perf_counter() - began, 1),
+        "run": str(folder),
+        "figure": str(figure),
+        "images": result["images"],
+    }
+
+
+def some_digits(names: list[str]) -> Splits:
+    splits = digits()
+    assert splits.val is not None
+    title = f"digits {names[0]}-{names[-1]}"
+    return Splits(title, only_classes(splits.train, names), only_classes(splits.val, names))
+
+
+def some_predictions(model: Model, source: Source):
+    """Images with their true class and prediction: mistakes first, then evenly chosen ones."""
+    images = [source.image(index).permute(1, 2, 0).numpy() for index in range(len(source))]
+    truths = [source.class_names[label] for label in source.labels]
+    rows = list(zip(images, truths, model.predict(images), strict=True))
+    wrong = [row for row in rows if row[2].label != row[1]][: SHOWN // 2]
+    right = [row for row in rows if row[2].label == row[1]]
+    spread = right[:: max(1, len(right) // (SHOWN - len(wrong)))]
+    return (wrong + spread)[:SHOWN]

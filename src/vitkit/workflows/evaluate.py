@@ -1,0 +1,97 @@
+"""Evaluation of a checkpoint on DATA."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from vitkit.data.pipeline import Batch, evaluation_batches
+from vitkit.data.sources import DataError, Source, held_out, open_data, require_classes, some
+from vitkit.errors import named
+from vitkit.evaluation.fewshot import few_shot
+from vitkit.evaluation.topk import features_of, top_k
+from vitkit.prediction.model import Model, load
+from vitkit.training.precision import choose_device
+
+PROTOCOLS = ("top-k", "few-shot")
+BATCH = 256
+
+
+def evaluate(
+    checkpoint: str | Path | Model,
+    data: Any,
+    protocol: Literal["top-k", "few-shot"] | str = "top-k",
+    *,
+    train: Any = None,
+    device: str = "auto",
+    threads: int = 2,
+) -> dict[str, Any]:
+    """{"metrics": {...}, "images": ..., "seconds": ..., ...}; metrics are shares between 0 and 1.
+
+    "top-k" scores every image of DATA (its validation split, where it has one) and matches classes
+    by name. "few-shot" fits a linear classifier in closed form on 1, 5, 10 and 25 images of each
+    class from `train`, DATA's own training split, or a half held apart, and scores the others; the
+    classes may be any.
+    """
+    named("protocol", protocol, PROTOCOLS)
+    model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
+    model.to(choose_device(device))
+    began = time.perf_counter()
+    splits = open_data(data)
+    if protocol == "few-shot":
+        pool, scored = few_shot_sources(splits, None if train is None else open_data(train).train)
+        metrics = few_shot_metrics(model, pool, scored, threads)
+    else:
+        scored = splits.val or splits.train
+        metrics = top_k_metrics(model, scored, splits.name, threads)
+    return {
+        "metrics": metrics,
+        "protocol": protocol,
+        "data": splits.name,
+        "images": len(scored),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+
+
+def top_k_metrics(model: Model, source: Source, title: str, threads: int) -> dict[str, float]:
+    number = class_numbers(model.class_names, source.class_names, title)
+    batches = evaluation_batches(source, model.preprocessing, BATCH, threads)
+    renumbered = (Batch(b.images, number[b.labels]) for b in batches)
+    return top_k(lambda images: model.run(model.net, images), renumbered)
+
+
+def class_numbers(known: list[str], given: list[str], title: str):
+    """For each class of the data its number in the net, by name."""
+    import torch
+
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise DataError(
+            f"{title}: the net does not know the classes {some(unknown)}; it knows {some(known)}. "
+            "Evaluate on data with its classes, or use --protocol few-shot"
+        )
+    return torch.tensor([known.index(name) for name in given])
+
+
+def few_shot_sources(splits, train: Source | None) -> tuple[Source, Source]:
+    """Images to take shots from and images to score."""
+    if train is not None:
+        if train.class_names != (splits.val or splits.train).class_names:
+            raise DataError(f"the classes of --train differ from those of {splits.name}")
+        return train, splits.val or splits.train
+    if splits.val is None:
+        splits = held_out(splits.train, splits.name, share=0.5, at_most=len(splits.train))
+    assert splits.val is not None  # held_out makes one
+    return splits.train, splits.val
+
+
+def few_shot_metrics(model: Model, pool: Source, scored: Source, threads: int) -> dict[str, float]:
+    require_classes(pool, "few-shot")
+    features, labels = [], []
+    for source in (pool, scored):
+        batches = evaluation_batches(source, model.preprocessing, BATCH, threads)
+        x, y = features_of(lambda images: model.run(model.net.features, images), batches)
+        features.append(x.numpy())
+        labels.append(y.numpy())
+    return few_shot(features[0], labels[0], features[1], labels[1])

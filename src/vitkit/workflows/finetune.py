@@ -1,0 +1,84 @@
+"""Fine-tuning: a trained net on other classes, often at a higher resolution (section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitkit.errors import UsageError, named
+from vitkit.models.positions import resize_net
+from vitkit.models.variants import name_of
+from vitkit.models.vit import VisionTransformer, ViTConfig
+from vitkit.prediction.model import Model, load
+from vitkit.recipes import FINETUNE
+from vitkit.training.config import TrainConfig, override
+from vitkit.workflows.run import Run, Task, open_task, train_run
+
+
+def finetune(
+    data: Any,
+    checkpoint: str | Path | Model,
+    recipe: str = "quickstart",
+    *,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    resume: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    **fields: Any,
+) -> Run:
+    """Train a checkpoint's net on DATA; arguments as for `pretrain`.
+
+    The head, hidden layer included, is replaced by a single layer of zeros, and the positions are
+    resized to `image_size`, which is the checkpoint's own if not given.
+    """
+    model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
+    task = open_task(data)
+    final = override(config or recipe_config(task, recipe, model), fields)
+    net = net_config(final, task, model)
+    parent = {"checkpoint": str(getattr(checkpoint, "provenance", checkpoint)), **model.provenance}
+    return train_run(
+        "finetune", task, final, lambda: adapted(model.net, net), out=out, resume=resume,
+        device=device, quiet=quiet, provenance={"from": parent},
+    )  # fmt: skip
+
+
+def recipe_config(task: Task, recipe: str, model: Model) -> TrainConfig:
+    """What a recipe says for these data and this checkpoint, whose architecture it keeps."""
+    net = model.net.config
+    make = FINETUNE[named("recipe", recipe, FINETUNE)]
+    return replace(make(task.facts(), name_of(net), net.image_size), pooling=net.pooling)
+
+
+def net_config(config: TrainConfig, task: Task, model: Model) -> ViTConfig:
+    """The checkpoint's net for other classes and another image size; UsageError if impossible."""
+    before = model.net.config
+    kept = {"model": name_of(before), "pooling": before.pooling, "hidden_head": False}
+    for name, value in kept.items():
+        if getattr(config, name) != value:
+            raise UsageError(
+                f"{name} is {getattr(config, name)!r}, but with this checkpoint it is {value!r}: a "
+                "checkpoint brings its own architecture, and fine-tuning a single linear head"
+            )
+    try:
+        return replace(
+            before, classes=len(task.train.class_names), image_size=config.image_size,
+            hidden_head=False, dropout=config.dropout, head_bias=config.head_bias,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def adapted(net: VisionTransformer, new: ViTConfig) -> VisionTransformer:
+    """A copy with the net's weights, positions resized and a head of zeros."""
+    fresh = VisionTransformer(new)
+    body = {
+        name: weight
+        for name, weight in resize_net(net, new.image_size).state_dict().items()
+        if not name.startswith(("hidden.", "head."))
+    }
+    fresh.load_state_dict(
+        body | {k: v for k, v in fresh.state_dict().items() if k.startswith("head.")}
+    )
+    return fresh

@@ -1,0 +1,53 @@
+"""Pre-training: a net from random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitkit.errors import named
+from vitkit.models import variants
+from vitkit.models.vit import VisionTransformer, ViTConfig
+from vitkit.recipes import PRETRAIN
+from vitkit.training.config import TrainConfig, override
+from vitkit.workflows.run import Run, Task, open_task, train_run
+
+
+def pretrain(
+    data: Any,
+    recipe: str = "quickstart",
+    *,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    resume: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    **fields: Any,
+) -> Run:
+    """Train a net from random weights on DATA; the Run has the folder, metrics and model.
+
+    `data` is "digits", a folder, parquet files or a Source (vitkit.data.sources.open_data).
+    `fields` change fields of the recipe: `steps=1000`, `learning_rate=3e-4`, or by dotted name
+    `**{"optimizer.weight_decay": 0.1}`. `config` replaces recipe and fields. `resume` is None,
+    "auto" or a run directory. Raises UsageError for words that cannot be, DataError for the data.
+    """
+    task = open_task(data)
+    final = override(config or recipe_config(task, recipe), fields)
+    net = net_config(final, task)
+    return train_run(
+        "pretrain", task, final, lambda: VisionTransformer(net), out=out, resume=resume,
+        device=device, quiet=quiet,
+    )  # fmt: skip
+
+
+def recipe_config(task: Task, recipe: str) -> TrainConfig:
+    """What a recipe says for these data; UsageError for an unknown one."""
+    return PRETRAIN[named("recipe", recipe, PRETRAIN)](task.facts())
+
+
+def net_config(config: TrainConfig, task: Task) -> ViTConfig:
+    """The net that a config asks for; UsageError where there is none such."""
+    return variants.config(
+        config.model, len(task.train.class_names), config.image_size, pooling=config.pooling,
+        hidden_head=config.hidden_head, dropout=config.dropout, head_bias=config.head_bias,
+    )  # fmt: skip
