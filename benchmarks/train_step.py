@@ -4,11 +4,12 @@
     python benchmarks/train_step.py --model-shape ViT-Ti/4 --batch-size 128 --rounds 20
 
 Each net, timm's with its fused attention and without, trains in float32, under bfloat16 autocast
-and under bfloat16 autocast with torch.compile ("first s", the first step, holds the compilation). A step is forward,
-cross-entropy, backward, clipping by the global norm and fused AdamW, on one batch of noise, so
-that reading data costs nothing. All take turns in one process and the times are medians, so that
-whatever else the machine does falls on all of them. "of matmul" is the share of this machine's own
-rate of bfloat16 matrix products, measured in the same turns, that the net's matrix products reach.
+and under bfloat16 autocast with torch.compile; "first s" is the first step, compilation included.
+A step is forward, cross-entropy, backward, clipping by the global norm and fused AdamW, on one
+batch of noise, so that reading data costs nothing. All take turns in one process and the times are
+medians, so that whatever else the machine does falls on all of them. "of matmul" is the share of
+this machine's own rate of bfloat16 matrix products, measured in the same turns, that the net's
+matrix products reach.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from vitkit.errors import UsageError, VitkitError, named
 from vitkit.training.config import SHORT_NAMES, TrainConfig, to_json
 
 if TYPE_CHECKING:
-    from vitkit.workflows.run import Task
+    from vitkit.workflows.task import Task
 
 HELP = """vitkit: the Vision Transformer, complete.
 
@@ -101,6 +101,8 @@ class Evaluate(Common):
     """A folder, parquet files, or 'digits'."""
     protocol: Literal["top-k", "few-shot"] = "top-k"
     """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class."""
+    l2: float = 2.0**10
+    """Few-shot: the penalty of the least squares; big_vision's by default."""
     train: tuple[str, ...] = ()
     """Few-shot: where to take the shots from; by default DATA's training images."""
 
@@ -131,7 +133,7 @@ def demo(argv: list[str]) -> Any:
         f"fine-tuning\n10 shots of each on frozen features: {result['few_shot_accuracy']:.1%} "
         f"pre-trained, {result['few_shot_accuracy_untrained']:.1%} untrained\n"
         f"{result['seconds']:.0f} seconds; look at {result['figure']}\n\n"
-        f"Next: vitkit evaluate {result['run']}/pretrain digits --protocol few-shot\n"
+        f"Next: vitkit evaluate {result['run']}/pretrain digits --protocol few-shot --l2 10\n"
         f"      vitkit pretrain YOUR_IMAGES/ --minutes 10"
     )
     return words, result
@@ -170,7 +172,7 @@ def pretrain(argv: list[str]) -> Any:
     require(words.data, "pretrain", "DATA, a folder of class folders, parquet files or 'digits'")
     named("recipe", words.config.recipe, recipes.PRETRAIN)
     from vitkit.workflows import pretrain as workflow
-    from vitkit.workflows.run import open_task
+    from vitkit.workflows.task import open_task
 
     task = open_task(words.data)
     recipe = workflow.recipe_config(task, words.config.recipe)
@@ -190,7 +192,7 @@ def finetune(argv: list[str]) -> Any:
     named("recipe", words.config.recipe, recipes.FINETUNE)
     from vitkit.prediction.model import load
     from vitkit.workflows import finetune as workflow
-    from vitkit.workflows.run import open_task
+    from vitkit.workflows.task import open_task
 
     task, model = open_task(words.data), load(words.checkpoint)
     recipe = workflow.recipe_config(task, words.config.recipe, model)
@@ -215,14 +217,12 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
 
 
 def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
-    from vitkit.training.precision import choose_device, choose_precision
-    from vitkit.workflows.run import fixed_steps, plan
+    from vitkit.workflows.run import choose_setup, fixed_steps, plan
 
-    device = choose_device(words.device)
-    precision = choose_precision(words.config.precision, device)
     steps = fixed_steps(words.config, task)
+    setup = replace(choose_setup(words.config, net, words.device, {}), steps=steps or 1)
     print(json.dumps(to_json(words.config), indent=2))
-    print(plan(kind, net, words.config, task, steps, device, precision))
+    print(plan(kind, net, words.config, task, setup))
     print("Next: the same command without --dry-run")
     return words, {"config": to_json(words.config), "steps": steps}
 
@@ -234,8 +234,9 @@ def evaluate(argv: list[str]) -> Any:
     from vitkit.workflows.evaluate import evaluate
 
     result = evaluate(
-        words.checkpoint, words.data, words.protocol, train=words.train or None, device=words.device
-    )
+        words.checkpoint, words.data, words.protocol, train=words.train or None, l2=words.l2,
+        device=words.device,
+    )  # fmt: skip
     for name, value in result["metrics"].items():
         shown = (
             f"{value:.2%}" if name.startswith("top") or name.endswith("shot") else f"{value:,.4g}"
@@ -330,9 +331,9 @@ def complain(error: object, code: int, debug: bool = False) -> int:
 
 def rewritten(argv: list[str]) -> list[str]:
     """Short names to dotted ones, `--name=value` to two words, 384 and 384x256 to two sides."""
-    short = {f"--{name.replace('_', '-')}": f"--{dotted.replace('_', '-')}"
+    short: dict[str, str] = {f"--{name.replace('_', '-')}": f"--{dotted.replace('_', '-')}"
              for name, dotted in SHORT_NAMES.items()}  # fmt: skip
-    words = []
+    words: list[str] = []
     for word in argv:
         option, equals, value = word.partition("=")
         words += [option, value] if word.startswith("--") and equals else [word]

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from vitkit.models import attend as module
 from vitkit.models.attend import attend
 
-# The two ways, taken whatever the length of the sequence is.
-written_out = patch.object(module, "WRITTEN_OUT_UP_TO", 10**9)
-fused = patch.object(module, "WRITTEN_OUT_UP_TO", 0)
+# The two ways, taken whatever is faster.
+written_out = patch.object(module, "written_out_is_faster", lambda q, k: True)
+fused = patch.object(module, "written_out_is_faster", lambda q, k: False)
 both_ways = pytest.mark.parametrize("way", [written_out, fused], ids=["written out", "fused"])
 
 shapes = st.tuples(
@@ -61,11 +61,13 @@ def test_gradients_of_attend_equal_those_of_the_formula(way, shape, seed):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("longer", [0, 1])
-def test_attend_equals_the_formula_on_both_sides_of_its_own_threshold(longer):
-    keys = module.WRITTEN_OUT_UP_TO + longer
-    q, k, v = random_qkv(1, 2, 7, keys, 4)
-    torch.testing.assert_close(attend(q, k, v), formula(q, k, v), rtol=0, atol=1e-5)
+@pytest.mark.parametrize(
+    ("dtype", "longer", "expected"),
+    [(torch.bfloat16, 0, True), (torch.bfloat16, 1, False), (torch.float32, 0, False)],
+)
+def test_on_a_cpu_attention_is_written_out_in_bfloat16_up_to_a_length(dtype, longer, expected):
+    q, k, _ = random_qkv(1, 2, 7, module.WRITTEN_OUT_UP_TO + longer, 4, dtype=dtype)
+    assert module.written_out_is_faster(q, k) is expected
 
 
 @both_ways

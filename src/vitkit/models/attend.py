@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# On a CPU, PyTorch's fused kernel is slower than attention written out at ViT lengths, above all
-# backward; benchmarks/attention.py measures where it turns (docs/performance.md, "Attention").
-WRITTEN_OUT_UP_TO = 1024  # tokens
+# On a CPU PyTorch's fused kernel is slow in bfloat16, above all backward, until sequences are
+# long; in float32 it is the faster way at every length. Measured by benchmarks/attention.py, see
+# docs/performance.md, "Attention".
+WRITTEN_OUT_UP_TO = 2048  # tokens
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -16,12 +17,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Source: appendix A, Eq. 6 and 7. Both ways agree to 1e-5 in float32.
     """
-    if q.device.type == "cpu" and k.shape[-2] <= WRITTEN_OUT_UP_TO:
+    if written_out_is_faster(q, k):
         return attend_written_out(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def written_out_is_faster(q: Tensor, k: Tensor) -> bool:
+    in_bfloat16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return in_bfloat16_on_cpu and k.shape[-2] <= WRITTEN_OUT_UP_TO
 
 
 def attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same, as two matrix products and a softmax; q is scaled first, as the authors do."""
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
-    return weights.to(v.dtype) @ v  # autocast returns the softmax in float32
+    return weights.to(v.dtype) @ v  # autocast on CUDA returns the softmax in float32

@@ -21,8 +21,9 @@ def resize_positions(
     interpolation of the pre-trained position embeddings, according to their location".
     Raises ValueError where the positions do not fit the old grid.
     """
-    found, (height, width) = positions.shape[1], old_grid
-    if positions.ndim != 3 or found != prefix + height * width or min(*old_grid, *new_grid) < 1:
+    height, width = old_grid
+    fits = positions.ndim == 3 and positions.shape[1] == prefix + height * width
+    if not fits or min(*old_grid, *new_grid) < 1:
         raise ValueError(
             f"positions of shape {tuple(positions.shape)} do not fit {prefix} prefix tokens and a "
             f"grid of {height}x{width} (expected (1, {prefix + height * width}, D)), to be resized "

@@ -40,12 +40,16 @@ VARIANTS = {
     "ViT-S/32": Variant(32,  384, 12,  6, 1536, AUGREG),
     "ViT-S/16": Variant(16,  384, 12,  6, 1536, AUGREG),
     "ViT-B/8":  Variant( 8,  768, 12, 12, 3072, AUGREG),
-    # For small images and small machines. Ti/4 is AugReg's Ti; Nano is half as deep, Pico less.
-    "ViT-Ti/4":   Variant(4, 192, 12, 3, 768, NONE),
-    "ViT-Nano/16": Variant(16, 192, 6, 3, 768, NONE),
-    "ViT-Nano/8": Variant(8, 192,  6, 3, 768, NONE),
-    "ViT-Nano/4": Variant(4, 192,  6, 3, 768, NONE),
-    "ViT-Pico/2": Variant(2, 96,  4, 3, 384, NONE),
+    # For small images and small machines: Ti at smaller patches, then Nano, Pico and Femto.
+    "ViT-Ti/8":    Variant( 8, 192, 12, 3, 768, NONE),
+    "ViT-Ti/4":    Variant( 4, 192, 12, 3, 768, NONE),
+    "ViT-Nano/16": Variant(16, 192,  6, 3, 768, NONE),
+    "ViT-Nano/8":  Variant( 8, 192,  6, 3, 768, NONE),
+    "ViT-Nano/4":  Variant( 4, 192,  6, 3, 768, NONE),
+    "ViT-Pico/8":  Variant( 8,  96,  4, 3, 384, NONE),
+    "ViT-Pico/4":  Variant( 4,  96,  4, 3, 384, NONE),
+    "ViT-Pico/2":  Variant( 2,  96,  4, 3, 384, NONE),
+    "ViT-Femto/2": Variant( 2,  64,  2, 2, 256, NONE),
 }
 # fmt: on
 

@@ -39,6 +39,7 @@ class ViTConfig:
     head_bias: float = 0.0  # initial bias of the head; the authors take -10 for sigmoid losses
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))  # a list from JSON, say
         for name in ("patch", "width", "depth", "heads", "mlp_width", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -1,4 +1,4 @@
-"""The demo's one figure: what was learned, in three rows."""
+"""The demo's one figure: what was learned."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def draw_demo(
     """Write the figure as PNG.
 
     `pretrain` and `finetune` are run directories; `few_shot` maps shots to (pre-trained, untrained)
-    accuracies; `similarity` is (N, N) between the positions of a grid (h, w); `shown` holds images
-    (H, W, 3) with their true class and prediction.
+    accuracies; `similarity` is (N, N) between the positions of a grid (h, w); `shown` holds 20
+    images (H, W, 3) with their true class and prediction.
     """
-    figure = Figure(figsize=(11, 9.4), layout="constrained", facecolor="white")
-    grid_of_rows = figure.add_gridspec(3, 1, height_ratios=(1, 1.15, 0.8))
-    rows = [figure.add_subfigure(grid_of_rows[row]) for row in range(3)]
-    curves = rows[0].subplots(1, 3)
+    figure = Figure(figsize=(11, 7), layout="constrained", facecolor="white")
+    rows = figure.add_gridspec(2, 1, height_ratios=(1, 1.35))
+    curves = figure.add_subfigure(rows[0]).subplots(1, 3)
     draw_loss(curves[0], read_metrics(pretrain), "Pre-training on digits 0-4")
     draw_accuracy(curves[1], read_metrics(finetune), "Fine-tuning on digits 5-9")
     draw_few_shot(curves[2], few_shot)
-    draw_similarity(rows[1], similarity, grid)
-    draw_predictions(rows[2], shown)
+    below = rows[1].subgridspec(1, 2, width_ratios=(1, 1.5))
+    draw_similarity(figure.add_subfigure(below[0]), similarity, grid)
+    draw_predictions(figure.add_subfigure(below[1]), shown)
     figure.savefig(path, dpi=110)
 
 
@@ -47,12 +47,12 @@ def draw_few_shot(axes, few_shot: dict[str, tuple[float, float]]) -> None:
     axes.bar(places + 0.2, untrained, 0.4, color="#bbbbbb", label="untrained")
     axes.set_xticks(places, list(few_shot))
     axes.set(title="Few-shot on 5-9, features frozen", ylabel="accuracy", ylim=(0, 1.02))
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left")
 
 
 def draw_similarity(panel: SubFigure, similarity: Tensor, grid: tuple[int, int]) -> None:
     """One tile a patch, each the cosine of its position embedding with all others (Figure 7)."""
-    panel.suptitle("Position embeddings: each tile shows how similar one patch's is to all others'")
+    panel.suptitle("Position embeddings: a tile shows how\nsimilar one patch's is to all others'")
     height, width = grid
     space = 1
     canvas = np.full((height * (height + space), width * (width + space)), np.nan)
@@ -62,7 +62,7 @@ def draw_similarity(panel: SubFigure, similarity: Tensor, grid: tuple[int, int])
     axes = panel.subplots(1, 1)
     drawn = axes.imshow(canvas, vmin=-1, vmax=1, cmap="viridis")
     axes.set_axis_off()
-    panel.colorbar(drawn, ax=axes, label="cosine")
+    panel.colorbar(drawn, ax=axes, label="cosine", shrink=0.8)
 
 
 def draw_predictions(panel: SubFigure, shown: Sequence[tuple[np.ndarray, str, Prediction]]) -> None:

@@ -38,6 +38,7 @@ class Setup:
     steps: int
     device: torch.device
     precision: Precision
+    threads: int  # that compute
     preprocessing: Preprocessing
 
     @property
@@ -66,7 +67,7 @@ def train(
     state: TrainState,
     stream: TrainingStream,
     evaluate: Callable[[nn.Module], dict[str, float]],
-    keep_best: Callable[[TrainState], None],
+    keep_best: Callable[[], None],
     log: RunLog,
     checkpoints: Path,
 ) -> None:
@@ -146,16 +147,15 @@ def evaluate_now(
     setup: Setup,
     state: TrainState,
     evaluate: Callable[[nn.Module], dict[str, float]],
-    keep_best: Callable[[TrainState], None],
+    keep_best: Callable[[], None],
     log: RunLog,
 ) -> None:
-    state.metrics = evaluate(state.evaluated())
-    log.record(state.step, "evaluation", state.metrics)
-    top1 = state.metrics["top1"]
-    log.say(f"step {state.step}/{setup.steps}  top-1 {top1:.1%} on the held-out images")
-    if top1 > state.best:
-        state.best = top1
-        keep_best(state)
+    metrics = evaluate(state.evaluated())
+    log.record(state.step, "evaluation", metrics)
+    log.say(f"step {state.step}/{setup.steps}  top-1 {metrics['top1']:.1%} on the held-out images")
+    if metrics["top1"] > state.best.get("top1", -1.0):
+        state.best = metrics
+        keep_best()
 
 
 def is_due(every: int, state: TrainState, setup: Setup) -> bool:

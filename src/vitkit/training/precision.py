@@ -1,7 +1,9 @@
-"""Which device and which precision, by a look at the machine."""
+"""Which device, precision and number of threads, by a look at the machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,30 @@ class Precision:
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context that a forward pass runs in."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.name == "bf16")
+
+
+ONE_THREAD_BELOW = 4e9  # FLOPs of a step
+
+
+def choose_threads(flops_of_a_step: float, device: torch.device) -> int:
+    """Threads that compute: one for a step too small to share on a CPU, else what torch takes.
+
+    Two threads gain little on such a step, and wait for each other as soon as anything else, the
+    loading of images say, wants a core (docs/performance.md).
+    """
+    small = device.type == "cpu" and flops_of_a_step < ONE_THREAD_BELOW
+    return 1 if small else torch.get_num_threads()
+
+
+@contextmanager
+def computing_threads(number: int) -> Iterator[None]:
+    """torch computes with this many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -34,8 +34,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None  # the Polyak average
     step: int = 0  # steps done
-    best: float = -1.0  # best top-1 on the held-out images so far
-    metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
+    best: dict[str, float] = field(default_factory=dict)  # the evaluation with the best top-1
 
     def evaluated(self) -> nn.Module:
         """The net that is evaluated and saved as a bundle."""
@@ -49,7 +48,7 @@ def save_state(runs_checkpoints: Path, state: TrainState) -> Path:
         return folder  # a step is saved once
     with whole_folder(folder) as fresh:
         save_file(tensors_of(state), fresh / TENSORS)
-        progress = {"step": state.step, "best": state.best, "metrics": state.metrics}
+        progress = {"step": state.step, "best": state.best}
         (fresh / PROGRESS).write_text(json.dumps(progress))
         manifest = {name: facts(fresh / name) for name in (TENSORS, PROGRESS)}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -87,7 +86,7 @@ def load_state(folder: Path, state: TrainState) -> None:
         except (RuntimeError, KeyError, ValueError) as error:
             raise StateError(f"{folder}: its {name} is of another net: {error}") from error
     progress = json.loads((folder / PROGRESS).read_text())
-    state.step, state.best, state.metrics = progress["step"], progress["best"], progress["metrics"]
+    state.step, state.best = progress["step"], progress["best"]
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from vitkit.data.pipeline import Batch, evaluation_batches
 from vitkit.data.sources import DataError, Source, held_out, open_data, require_classes, some
 from vitkit.errors import named
-from vitkit.evaluation.fewshot import few_shot
+from vitkit.evaluation.fewshot import L2, few_shot
 from vitkit.evaluation.topk import features_of, top_k
 from vitkit.prediction.model import Model, load
 from vitkit.training.precision import choose_device
@@ -24,6 +24,7 @@ def evaluate(
     protocol: Literal["top-k", "few-shot"] | str = "top-k",
     *,
     train: Any = None,
+    l2: float = L2,
     device: str = "auto",
     threads: int = 2,
 ) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def evaluate(
     "top-k" scores every image of DATA (its validation split, where it has one) and matches classes
     by name. "few-shot" fits a linear classifier in closed form on 1, 5, 10 and 25 images of each
     class from `train`, DATA's own training split, or a half held apart, and scores the others; the
-    classes may be any.
+    classes may be any, and `l2` is the penalty.
     """
     named("protocol", protocol, PROTOCOLS)
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
@@ -41,7 +42,7 @@ def evaluate(
     splits = open_data(data)
     if protocol == "few-shot":
         pool, scored = few_shot_sources(splits, None if train is None else open_data(train).train)
-        metrics = few_shot_metrics(model, pool, scored, threads)
+        metrics = few_shot_metrics(model, pool, scored, l2, threads)
     else:
         scored = splits.val or splits.train
         metrics = top_k_metrics(model, scored, splits.name, threads)
@@ -86,7 +87,9 @@ def few_shot_sources(splits, train: Source | None) -> tuple[Source, Source]:
     return splits.train, splits.val
 
 
-def few_shot_metrics(model: Model, pool: Source, scored: Source, threads: int) -> dict[str, float]:
+def few_shot_metrics(
+    model: Model, pool: Source, scored: Source, l2: float, threads: int
+) -> dict[str, float]:
     require_classes(pool, "few-shot")
     features, labels = [], []
     for source in (pool, scored):
@@ -94,4 +97,4 @@ def few_shot_metrics(model: Model, pool: Source, scored: Source, threads: int) -
         x, y = features_of(lambda images: model.run(model.net.features, images), batches)
         features.append(x.numpy())
         labels.append(y.numpy())
-    return few_shot(features[0], labels[0], features[1], labels[1])
+    return few_shot(features[0], labels[0], features[1], labels[1], l2=l2)

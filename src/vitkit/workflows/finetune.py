@@ -13,7 +13,8 @@ from vitkit.models.vit import VisionTransformer, ViTConfig
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import FINETUNE
 from vitkit.training.config import TrainConfig, override
-from vitkit.workflows.run import Run, Task, open_task, train_run
+from vitkit.workflows.run import Run, train_run
+from vitkit.workflows.task import Task, open_task
 
 
 def finetune(

@@ -10,7 +10,8 @@ from vitkit.models import variants
 from vitkit.models.vit import VisionTransformer, ViTConfig
 from vitkit.recipes import PRETRAIN
 from vitkit.training.config import TrainConfig, override
-from vitkit.workflows.run import Run, Task, open_task, train_run
+from vitkit.workflows.run import Run, train_run
+from vitkit.workflows.task import Task, open_task
 
 
 def pretrain(

@@ -1,0 +1,323 @@
+"""The authors' .npz files: both ways to name the keys, and every way to be something else."""
+
+import io
+import pickle
+import random
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitkit.checkpoints.bundle import CheckpointError
+from vitkit.checkpoints.convert import read_npz
+from vitkit.data.transforms import Preprocessing
+from vitkit.models.vit import ViTConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOKEN = GOLDEN / "vit-token-prelogits" / "checkpoint.npz"  # keys of the released files
+MEAN = GOLDEN / "vit-gap-linen-names" / "checkpoint.npz"  # keys of today's Flax
+POSITIONS = "Transformer/posembed_input/pos_embedding"
+QUERY = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query"
+
+Arrays = dict[str, np.ndarray]
+
+
+def arrays_of(path: Path = TOKEN) -> Arrays:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def write(path: Path, arrays: Arrays) -> Path:
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def changed(path: Path, **changes) -> Path:
+    """The golden checkpoint with arrays replaced, or taken away by `...`; a__b stands for a/b."""
+    arrays = arrays_of()
+    for name, value in changes.items():
+        arrays.pop(name.replace("__", "/"), None)
+        if value is not ...:
+            arrays[name.replace("__", "/")] = value
+    return write(path / "checkpoint.npz", arrays)
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return read_npz(path).net.state_dict()
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    ours, theirs = weights_of(one), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+# Names and shapes
+
+
+def test_the_architecture_is_inferred_from_a_file_with_the_released_names():
+    assert read_npz(TOKEN).net.config == ViTConfig(
+        patch=4, width=48, depth=3, heads=3, mlp_width=96, classes=10, image_size=(32, 32),
+        pooling="token", hidden_head=True,
+    )  # fmt: skip
+
+
+def test_the_architecture_is_inferred_from_a_file_with_the_names_of_today():
+    config = read_npz(MEAN).net.config
+    assert (config.patch, config.width, config.heads, config.mlp_width) == (8, 64, 4, 128)
+    assert (config.image_size, config.classes) == ((32, 32), 7)
+    assert (config.pooling, config.hidden_head) == ("mean", False)
+
+
+def test_old_and_new_names_are_the_same_net(tmp_path):
+    renamed = {
+        name.replace("LayerNorm_2", "LayerNorm_1")
+        .replace("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0")
+        .replace("MlpBlock_3", "MlpBlock_0"): array
+        for name, array in arrays_of().items()
+    }
+    assert renamed.keys() != arrays_of().keys()
+    assert_same_weights(write(tmp_path / "new.npz", renamed), TOKEN)
+
+
+@pytest.mark.parametrize("prefix", ["opt/target/", "params/"])
+def test_a_prefix_before_all_names_is_taken_off_and_the_optimiser_ignored(tmp_path, prefix):
+    arrays = {prefix + name: array for name, array in arrays_of().items()}
+    arrays["opt/state/step" if prefix.startswith("opt") else "step"] = np.array(7)
+    assert_same_weights(write(tmp_path / "dump.npz", arrays), TOKEN)
+
+
+def test_weights_are_laid_out_as_torch_has_them():
+    arrays, weights = arrays_of(), weights_of(TOKEN)
+    np.testing.assert_array_equal(weights["head.weight"], arrays["head/kernel"].T)
+    np.testing.assert_array_equal(
+        weights["patch_embedding.weight"][5, 2], arrays["embedding/kernel"][:, :, 2, 5]
+    )
+    query = weights["blocks.0.attention.qkv.weight"][:48].reshape(3, 16, 48)  # (h, d, D)
+    np.testing.assert_array_equal(query.permute(2, 0, 1), arrays[f"{QUERY}/kernel"])
+    np.testing.assert_array_equal(
+        weights["blocks.0.attention.qkv.bias"][:48].reshape(3, 16), arrays[f"{QUERY}/bias"]
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_weights_of_another_precision_become_float32(tmp_path, dtype):
+    arrays = {name: array.astype(dtype) for name, array in arrays_of().items()}
+    weights = weights_of(write(tmp_path / "half.npz", arrays))
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    torch.testing.assert_close(weights, weights_of(TOKEN), atol=2e-3, rtol=2e-3)
+
+
+def test_bfloat16_which_numpy_stores_as_two_bytes_is_understood(tmp_path):
+    """The first two bytes of a float32 are its bfloat16, cut off."""
+    high = {n: (a.view(np.uint32) >> 16).astype(np.uint16) for n, a in arrays_of().items()}
+    halves = write(tmp_path / "half.npz", {n: bits.view("V2") for n, bits in high.items()})
+    whole = {n: (bits.astype(np.uint32) << 16).view(np.float32) for n, bits in high.items()}
+    assert arrays_of(halves)["cls"].dtype == np.dtype("V2")
+    assert_same_weights(halves, write(tmp_path / "whole.npz", whole))
+
+
+def test_the_batch_and_fortran_order_of_an_array_do_not_matter(tmp_path):
+    kernel = np.asfortranarray(arrays_of()["head/kernel"])
+    assert_same_weights(changed(tmp_path, head__kernel=kernel), TOKEN)
+
+
+# Class names and preprocessing, which are not in the files
+
+
+def test_a_thousand_classes_have_the_names_of_imagenet(tmp_path):
+    path = changed(
+        tmp_path,
+        head__kernel=np.zeros((48, 1000), np.float32), head__bias=np.zeros(1000, np.float32),
+    )  # fmt: skip
+    names = read_npz(path).class_names
+    assert len(names) == 1000
+    assert (names[0], names[1], names[207]) == ("tench", "goldfish", "golden retriever")
+
+
+def test_any_other_number_of_classes_is_numbered():
+    assert read_npz(TOKEN).class_names == [str(number) for number in range(10)]
+
+
+def test_the_preprocessing_is_the_authors_direct_resize_and_the_source_is_kept():
+    bundle = read_npz(TOKEN)
+    assert bundle.preprocessing == Preprocessing.direct((32, 32))
+    assert bundle.provenance == {"source": str(TOKEN), "format": "npz"}
+
+
+# Damaged and foreign files
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 100_000, -1])
+def test_a_truncated_file_is_named(tmp_path, kept):
+    path = tmp_path / "cut.npz"
+    path.write_bytes(TOKEN.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"cut\.npz: truncated, damaged or not an \.npz"):
+        read_npz(path)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def zipped(**members: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "/"), data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        npy(np.zeros(3)),
+        zipped(),
+        zipped(readme=b"hello"),
+        zipped(embedding__kernel=b"no array"),
+        zipped(cls=npy(np.zeros(3))),
+    ],
+    ids=["empty", "text", "png", "npy", "no-member", "text-member", "bytes", "unnamed"],
+)
+def test_a_file_that_is_no_npz_of_a_vision_transformer_is_named(tmp_path, data):
+    (tmp_path / "odd.npz").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"odd\.npz: "):
+        read_npz(tmp_path / "odd.npz")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.npz"):
+        read_npz(tmp_path / "none.npz")
+
+
+class Trap:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("kind", ["member", "bare"])
+def test_pickled_objects_are_refused_and_not_executed(tmp_path, kind):
+    trap = Trap(tmp_path / "sprung")
+    if kind == "member":
+        path = changed(tmp_path, cls=np.array([trap], dtype=object))
+    else:
+        path = tmp_path / "checkpoint.npz"
+        path.write_bytes(pickle.dumps(trap))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.npz"):
+        read_npz(path)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(trap))
+    assert (tmp_path / "sprung").exists()  # the trap works
+
+
+BIT = {"resnet/root_block/conv2d/kernel": (7, 7, 3, 64), "resnet/head/conv2d/kernel": (1, 1, 9, 5)}
+HYBRID = {
+    "conv_root/kernel": (7, 7, 3, 64),
+    "gn_root/scale": (1, 1, 1, 64),
+    "block1/unit01/conv1/kernel": (1, 1, 64, 64),
+}
+
+
+def test_a_resnet_is_named_as_no_vision_transformer(tmp_path):
+    path = write(tmp_path / "bit.npz", {name: np.zeros(shape) for name, shape in BIT.items()})
+    with pytest.raises(CheckpointError, match=r"bit\.npz: .*not a Vision Transf.*resnet/head/conv"):
+        read_npz(path)
+
+
+def test_a_hybrid_is_named_as_another_architecture(tmp_path):
+    arrays = arrays_of() | {name: np.zeros(shape) for name, shape in HYBRID.items()}
+    arrays["embedding/kernel"] = np.zeros((1, 1, 1024, 48))
+    path = write(tmp_path / "hybrid.npz", arrays)
+    with pytest.raises(CheckpointError, match=r"hybrid\.npz: holds block1/unit.* another architec"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize("patches", [63, 2, 0])
+def test_a_grid_that_is_not_square_is_named(tmp_path, patches):
+    path = changed(tmp_path, **{POSITIONS: np.zeros((1, 1 + patches, 48), np.float32)})
+    with pytest.raises(CheckpointError, match=r"checkpoint\.npz: .*(square grid|image size)"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("head/bias", ..., r"missing head\.bias"),
+        (f"{QUERY}/bias", ..., r"missing blocks\.0\.attention\.qkv\.bias"),
+        ("head/bias", np.zeros(11), r"head\.bias is \(11,\) instead of \(10,\)"),
+        ("embedding/kernel", np.zeros((4, 4, 1, 48)), r"patch_embedding\.weight is \(48, 1, 4, 4"),
+        ("embedding/kernel", np.zeros((4, 8, 3, 48)), r"patch_embedding\.weight is \(48, 3, 4, 8"),
+        ("head/kernel", np.zeros(48), "no usable head/kernel"),
+        ("head/kernel", ..., "no usable head/kernel"),
+        ("pre_logits/kernel", np.zeros(48), r"pre_logits/kernel has shape \(48,\), not 2 axes"),
+        ("surprise", np.zeros(1), "holds surprise, which a Vision Transformer does not have"),
+        (f"{QUERY}/kernel", np.zeros((48, 5, 16)), "5 heads do not divide the width 48"),
+        (POSITIONS, np.zeros((1, 0, 48)), "position"),
+        ("head/bias", np.full(10, "text"), "head/bias"),
+        ("head/bias", np.zeros(10, "V4"), "head/bias"),
+        ("head/bias", np.zeros(10, "f4,f4"), "head/bias"),
+    ],
+)
+def test_an_array_that_is_missing_or_does_not_fit_is_named(tmp_path, name, value, message):
+    path = changed(tmp_path, **{name: value})
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.npz: .*{message}"):
+        read_npz(path)
+
+
+def test_a_block_that_is_missing_is_named(tmp_path):
+    first = [name for name in arrays_of() if "encoderblock_1/" in name]
+    path = changed(tmp_path, **dict.fromkeys(first, ...))
+    with pytest.raises(CheckpointError, match=r"encoderblock_2.* another archit|missing block"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize("shape", [(10**10,), (10**12,), (10**30,), (2**31, 2**33)])
+def test_an_array_that_says_it_is_huge_is_refused_and_takes_no_memory(tmp_path, shape):
+    header = io.BytesIO()
+    kind = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, kind)
+    path = tmp_path / "huge.npz"
+    path.write_bytes(zipped(**{"cls.npy": header.getvalue() + bytes(100)}))
+    with pytest.raises(CheckpointError, match=r"huge\.npz"):
+        read_npz(path)
+
+
+@cache
+def golden_bytes(stored: bool) -> bytes:
+    if stored:
+        return TOKEN.read_bytes()
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays_of())  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
+
+
+@given(seed=st.integers(0, 2**32), stored=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_mutated_files_raise_nothing_but_checkpoint_errors(tmp_path_factory, seed, stored):
+    draws, data = random.Random(seed), bytearray(golden_bytes(stored))
+    starts = [at for at in range(len(data)) if data[at : at + 2] == b"PK"]
+    for _ in range(draws.choice([1, 1, 4, 30])):
+        near_a_header = min(len(data) - 1, draws.choice(starts) + draws.randrange(220))
+        data[draws.choice([near_a_header, draws.randrange(len(data))])] = draws.randrange(256)
+    path = tmp_path_factory.mktemp("npz") / "mutated.npz"
+    path.write_bytes(data)
+    try:
+        read_npz(path)
+    except CheckpointError as error:
+        if "mutated.npz" not in str(error):
+            raise AssertionError("the file is not named") from error

@@ -1,0 +1,84 @@
+"""Cross-entropy: softmax as PyTorch has it, sigmoid as the authors sum it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitkit.objectives.supervised import cross_entropy
+
+
+def random_case(batch: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(batch, classes, generator=generator)
+    return logits, torch.randint(classes, (batch,), generator=generator)
+
+
+def sigmoid_by_hand(logits: Tensor, labels: Tensor, smoothing: float) -> float:
+    """-sum over classes of t log p + (1 - t) log (1 - p), mean over the batch."""
+    total = 0.0
+    for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
+        for number, logit in enumerate(row):
+            target = (1 - smoothing) * (number == label) + smoothing / len(row)
+            share = 1 / (1 + math.exp(-logit))
+            total -= target * math.log(share) + (1 - target) * math.log(1 - share)
+    return total / len(labels)
+
+
+cases = {
+    "batch": st.integers(1, 8), "classes": st.integers(2, 9), "seed": st.integers(0, 99),
+    "smoothing": st.sampled_from([0.0, 0.1, 0.5]),
+}  # fmt: skip
+
+
+@given(**cases)
+@settings(max_examples=30, deadline=None)
+def test_softmax_is_pytorchs_cross_entropy_smoothed_or_not(batch, classes, seed, smoothing):
+    logits, labels = random_case(batch, classes, seed)
+    expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    torch.testing.assert_close(cross_entropy(logits, labels, smoothing=smoothing), expected)
+
+
+@given(**cases)
+@settings(max_examples=30, deadline=None)
+def test_sigmoid_sums_over_the_classes_and_averages_over_the_batch(batch, classes, seed, smoothing):
+    logits, labels = random_case(batch, classes, seed)
+    loss = cross_entropy(logits, labels, "sigmoid", smoothing)
+    assert float(loss) == pytest.approx(sigmoid_by_hand(logits, labels, smoothing), rel=1e-5)
+
+
+def test_softmax_is_the_default():
+    logits, labels = random_case(6, 4)
+    assert cross_entropy(logits, labels) == cross_entropy(logits, labels, "softmax", 0.0)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_repeating_the_batch_does_not_change_the_loss(loss):
+    logits, labels = random_case(6, 4)
+    twice = cross_entropy(logits.repeat(2, 1), labels.repeat(2), loss)
+    torch.testing.assert_close(twice, cross_entropy(logits, labels, loss))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_loss_is_computed_in_float32_whatever_the_logits_are(loss, dtype):
+    logits, labels = random_case(64, 50)
+    rounded = logits.to(dtype).requires_grad_()
+    value = cross_entropy(rounded, labels, loss)
+    assert value.dtype == torch.float32
+    assert value.shape == ()
+    torch.testing.assert_close(value, cross_entropy(rounded.float(), labels, loss))
+    value.backward()
+    assert rounded.grad is not None
+    assert rounded.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_large_logits_give_a_finite_loss(loss):
+    logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]])
+    assert cross_entropy(logits, torch.tensor([0, 1]), loss) == 0
+    assert cross_entropy(logits, torch.tensor([1, 0]), loss).isfinite()

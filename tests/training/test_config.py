@@ -1,0 +1,59 @@
+"""Training configs: overriding, refusing, and staying free of torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vitkit.errors import UsageError
+from vitkit.training.config import TrainConfig, flat, override
+
+
+def test_fields_are_overridden_by_dotted_and_by_short_names():
+    config = override(TrainConfig(), {"optimizer.weight_decay": 0.3, "learning_rate": 1e-4})
+    assert (config.optimizer.weight_decay, config.optimizer.learning_rate) == (0.3, 1e-4)
+
+
+def test_one_number_as_image_size_is_a_square():
+    assert override(TrainConfig(), {"image_size": 96}).image_size == (96, 96)
+
+
+def test_an_unknown_field_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match="batch_size"):
+        override(TrainConfig(), {"batchsize": 1})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("accumulation", 1000),
+        ("minutes", -1.0),
+        ("epochs", float("nan")),
+        ("dropout", 1.0),
+        ("optimizer.learning_rate", 0.0),
+        ("augment.crop_area", (0.0, 1.0)),
+        ("seed", -1),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(field, value):
+    with pytest.raises(UsageError, match=field):
+        override(TrainConfig(), {field: value})
+
+
+def test_every_field_is_told_to_the_reader():
+    import inspect
+
+    import vitkit.training.config as module
+
+    source = inspect.getsource(module)
+    for name in flat(TrainConfig()):
+        leaf = name.split(".")[-1]
+        line = next(i for i, text in enumerate(source.splitlines()) if f"    {leaf}: " in text)
+        assert '"""' in source.splitlines()[line + 1], f"{name} has no docstring"
+
+
+def test_reading_the_recipes_does_not_import_torch():
+    code = "import sys, vitkit.cli, vitkit.recipes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

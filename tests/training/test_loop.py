@@ -1,0 +1,166 @@
+"""One training step, and the loop around it."""
+
+import json
+
+import pytest
+import torch
+
+from vitkit.data.pipeline import Batch, TrainingStream
+from vitkit.data.sources import digits
+from vitkit.data.transforms import Preprocessing, TrainTransform
+from vitkit.models.variants import build
+from vitkit.objectives.supervised import cross_entropy
+from vitkit.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from vitkit.training.log import RunLog
+from vitkit.training.loop import (
+    Diverged,
+    Setup,
+    fresh_state,
+    learning_rates,
+    steps_in,
+    train,
+    train_step,
+)
+from vitkit.training.precision import Precision
+
+CPU = torch.device("cpu")
+FP32 = Precision("fp32", "for a test")
+
+
+def setup(steps=10, **fields):
+    fields = {"batch_size": 16, "image_size": (8, 8), "threads": 0, "polyak": 0.9, **fields}
+    config = TrainConfig(model="ViT-Pico/4", **fields)
+    return Setup(config, steps, CPU, FP32, 1, Preprocessing.direct((8, 8)))
+
+
+def state_of(given, seed=0):
+    torch.manual_seed(seed)
+    dropout = given.config.dropout
+    net = build("ViT-Pico/4", 10, 8, dropout=dropout)
+    torch.nn.init.normal_(net.head.weight, std=0.1)  # a head of zeros hides what comes before it
+    return fresh_state(net, given.config)
+
+
+def stream_of(given):
+    transform = TrainTransform((8, 8), flip=False)
+    return TrainingStream(digits().train, transform, given.config.batch_size, 0, threads=0)
+
+
+def first_batch(given) -> Batch:
+    batches = stream_of(given).batches()
+    batch = next(batches)
+    batches.close()
+    return batch
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16])
+def test_accumulated_parts_move_the_weights_as_the_whole_batch_does(parts):
+    whole, divided = setup(), setup(accumulation=parts)
+    a, b = state_of(whole), state_of(divided)
+    loss_a, norm_a = train_step(whole, a, first_batch(whole), 0.0)
+    loss_b, norm_b = train_step(divided, b, first_batch(whole), 0.0)
+    torch.testing.assert_close(loss_a, loss_b)
+    torch.testing.assert_close(norm_a, norm_b, rtol=1e-4, atol=0)
+    for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_is_clipped_to_the_global_norm():
+    given = setup(optimizer=OptimizerConfig(clip_norm=0.01))
+    state = state_of(given)
+    _, norm = train_step(given, state, first_batch(given), 1e-3)
+    clipped = torch.cat([p.grad.flatten() for p in state.net.parameters()]).norm()
+    assert norm > 0.02
+    assert float(clipped) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_no_clipping_when_the_norm_is_zero():
+    given = setup(optimizer=OptimizerConfig(clip_norm=0.0))
+    state = state_of(given)
+    _, norm = train_step(given, state, first_batch(given), 1e-3)
+    left = torch.cat([p.grad.flatten() for p in state.net.parameters()]).norm()
+    torch.testing.assert_close(left, norm, rtol=1e-3, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
+    given = setup()
+    state = state_of(given)
+    with torch.no_grad():
+        state.net.head.bias[0] = float("nan")
+    before = weights(state.net)
+    with pytest.raises(Diverged, match="step 0"):
+        train_step(given, state, first_batch(given), 1e-3)
+    assert torch.equal(weights(state.net).nan_to_num(), before.nan_to_num())
+    assert torch.equal(weights(state.average.module)[:9], before[:9])
+
+
+def test_the_polyak_average_is_the_exponential_mean_of_the_weights():
+    given = setup()
+    state = state_of(given)
+    expected = None
+    for _ in range(3):
+        train_step(given, state, first_batch(given), 1e-2)
+        now = weights(state.net)
+        expected = now if expected is None else 0.9 * expected + 0.1 * now
+    torch.testing.assert_close(weights(state.average.module), expected)
+    assert state.evaluated() is state.average.module
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    given = setup(dropout=0.3)
+    losses = []
+    for noise in (1, 2):
+        state = state_of(given)
+        torch.manual_seed(noise)
+        state.step = 5
+        losses.append(train_step(given, state, first_batch(given), 0.0)[0])
+    assert torch.equal(*losses)
+    state = state_of(given)
+    state.step = 6
+    assert not torch.equal(losses[0], train_step(given, state, first_batch(given), 0.0)[0])
+
+
+def test_warm_up_is_a_share_of_the_steps_or_a_number_of_them():
+    share = learning_rates(setup(steps=100, schedule=ScheduleConfig(warmup_share=0.2)))
+    number = learning_rates(setup(steps=100, schedule=ScheduleConfig(warmup_steps=50)))
+    assert share(0) == 0 and share(20) == pytest.approx(1e-3)
+    assert number(25) == pytest.approx(0.5e-3)
+
+
+def test_training_lowers_the_loss_on_real_digits_and_logs_each_evaluation(tmp_path):
+    given = setup(steps=60, evaluate_every=20, batch_size=64, polyak=0.0)
+    state, kept = state_of(given), []
+    data = first_batch(setup(batch_size=256))
+
+    def evaluate(net):
+        net.eval()
+        with torch.no_grad():
+            logits = net((data.images.float() - 127.5) / 127.5)
+        loss = float(cross_entropy(logits, data.labels))
+        return {"top1": float((logits.argmax(1) == data.labels).float().mean()), "loss": loss}
+
+    before = evaluate(state.net)["loss"]
+    with RunLog(tmp_path / "metrics.jsonl", 60, quiet=True) as log:
+        train(given, state, stream_of(given), evaluate, lambda: kept.append(state.step), log,
+              tmp_path / "checkpoints")  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    assert [r["step"] for r in evaluations] == [20, 40, 60]
+    assert evaluations[-1]["loss"] < 0.9 * before
+    assert kept and state.best["top1"] == max(r["top1"] for r in evaluations)
+    steps = [r["step"] for r in records if r["kind"] == "train"]
+    assert steps[-1] == 60
+
+
+def test_a_time_budget_becomes_steps_without_touching_the_state():
+    given = setup()
+    state = state_of(given)
+    before, norms = weights(state.net), state.step
+    short = steps_in(20, given, state, stream_of(given), held_out=0)
+    assert short > 1
+    assert torch.equal(weights(state.net), before) and state.step == norms
+    assert not state.optimizer.state

@@ -1,0 +1,186 @@
+"""Whole runs on real digits: what lies in the run directory, and that runs repeat exactly."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitkit
+from vitkit.data.sources import ArraySource, DataError, Splits, digits, only_classes
+from vitkit.errors import UsageError
+
+FAST = {"steps": 8, "batch_size": 16, "quiet": True}
+
+
+def weights_of(run):
+    return vitkit.load(run.folder / "last").net.state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_directory_holds_what_the_contract_says(tmp_path):
+    run = vitkit.pretrain("digits", out=tmp_path / "run", **FAST)
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["config"]["steps"] == 8 and config["resolved"]["steps"] == 8
+    assert config["data"]["train_images"] + config["data"]["held_out_images"] == 1797
+    assert config["data"]["fingerprint"]
+    assert torch.__version__.startswith(config["versions"]["torch"])
+    assert config["resolved"]["precision"] in ("fp32", "bf16")
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "best", "last", "report.html"} <= names
+    assert (run.folder / "checkpoints" / "step-00000008" / "manifest.json").exists()
+    report = (run.folder / "report.html").read_text()
+    assert "<svg" in report and not re.search(r"(src|href)=.https?:", report)
+    model = run.model
+    assert model.class_names == [str(n) for n in range(10)]
+    assert model.preprocessing.image_size == model.net.config.image_size
+    assert model.provenance["recipe"] == "quickstart"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_words_give_bit_identical_weights_for_any_number_of_threads(tmp_path, precision):
+    runs = [
+        vitkit.pretrain(
+            "digits",
+            out=tmp_path / f"{i}",
+            threads=threads,
+            precision=precision,
+            dropout=0.1,
+            polyak=0.9,
+            **FAST,
+        )  # fmt: skip
+        for i, threads in enumerate([2, 2, 0, 1, 4])
+    ]
+    first = weights_of(runs[0])
+    assert all(same(first, weights_of(run)) for run in runs[1:])
+    other = vitkit.pretrain("digits", out=tmp_path / "other", seed=1, precision=precision, **FAST)
+    assert not same(first, weights_of(other))
+
+
+def test_an_existing_run_is_left_alone_and_a_numbered_one_is_made(tmp_path):
+    runs = [vitkit.pretrain("digits", out=tmp_path / "run", **FAST) for _ in range(3)]
+    assert [run.folder.name for run in runs] == ["run", "run-2", "run-3"]
+
+
+def test_held_out_images_are_recorded_and_stratified(tmp_path):
+    source = digits().train
+    run = vitkit.pretrain(source, out=tmp_path / "run", **FAST)
+    held = json.loads((run.folder / "split.json").read_text())["held_out"]
+    counts = np.bincount(source.labels[held], minlength=10)
+    expected = np.bincount(source.labels) / 10
+    assert np.abs(counts - expected).max() <= 0.5 + 1e-9
+    assert run.metrics["images"] == len(held)
+
+
+def test_finetuning_takes_other_classes_and_a_higher_resolution(tmp_path):
+    splits = digits()
+    old, new = (
+        Splits("some", only_classes(splits.train, c), only_classes(splits.val, c))
+        for c in (["0", "1", "2"], ["7", "8"])
+    )
+    base = vitkit.pretrain(old, out=tmp_path / "base", hidden_head=True, **FAST)
+    run = vitkit.finetune(new, base.folder, out=tmp_path / "run", image_size=(12, 16), **FAST)
+    model = run.model
+    assert model.class_names == ["7", "8"]
+    assert model.net.config.image_size == model.preprocessing.image_size == (12, 16)
+    assert model.net.hidden is None
+    assert model.provenance["from"]["data"] == "some"
+
+
+def test_finetuning_starts_from_the_checkpoint_with_a_head_of_zeros(tmp_path):
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **FAST)
+    run = vitkit.finetune("digits", base.folder, out=tmp_path / "run", learning_rate=1e-30, **FAST)
+    before, after = base.model.net, vitkit.load(run.folder / "last").net
+    assert torch.equal(before.blocks[0].attention.qkv.weight, after.blocks[0].attention.qkv.weight)
+    assert after.head.weight.abs().max() < 1e-20 < before.head.weight.abs().max()
+
+
+def test_minutes_become_a_recorded_number_of_steps_and_the_time_is_kept(tmp_path):
+    run = vitkit.pretrain("digits", out=tmp_path / "run", minutes=0.4, batch_size=16, quiet=True)
+    recorded = json.loads((run.folder / "config.json").read_text())["resolved"]["steps"]
+    assert recorded == run.steps > 8
+    assert 0.4 * 60 * 0.5 < run.seconds < 0.4 * 60 * 2  # a noisy machine
+
+
+def test_bad_images_are_replaced_in_training_and_named(tmp_path, capfd):
+    for name in ("cat", "dog"):
+        for i in range(12):
+            folder = tmp_path / "photos" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            shade = np.full((8, 8, 3), 200 if name == "cat" else 30, np.uint8)
+            Image.fromarray(shade).save(folder / f"{i}.png")
+    (tmp_path / "photos" / "train-only").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.fromarray(shade).save(tmp_path / "val" / name / "0.png")
+    (tmp_path / "photos" / "train-only").rmdir()
+    (tmp_path / "photos").rename(tmp_path / "train")
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"not an image")
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "train").rename(data / "train")
+    (tmp_path / "val").rename(data / "val")
+    vitkit.pretrain(data, out=tmp_path / "run", steps=4, batch_size=16)
+    said = capfd.readouterr().err.replace("\n", "")
+    assert "0.png" in said and "not an image" in said
+    run = vitkit.load(tmp_path / "run")
+    (data / "val" / "cat" / "0.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"0\.png"):
+        vitkit.evaluate(run, data)
+
+
+def test_one_class_is_refused():
+    source = ArraySource(np.zeros((9, 8, 8), np.uint8), [0] * 9, ["only", "other"])
+    with pytest.raises(DataError, match="only.*at least two classes"):
+        vitkit.pretrain(source, steps=1)
+
+
+def test_evaluation_counts_every_image_and_matches_classes_by_name(tmp_path):
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **FAST)
+    model = base.model
+    whole = vitkit.evaluate(model, "digits")
+    assert whole["images"] == len(digits().val)
+    assert whole["metrics"]["top1"] == pytest.approx(base.metrics["top1"], abs=0.02)
+    val = digits().val
+    some = only_classes(val, ["7", "2"])  # other numbers, in another order
+    expected = np.mean(
+        [model.predict(some.image(i).permute(1, 2, 0).numpy())[0].label
+         == some.class_names[some.labels[i]] for i in range(len(some))]
+    )  # fmt: skip
+    assert vitkit.evaluate(model, some)["metrics"]["top1"] == pytest.approx(expected)
+
+
+def test_classes_that_the_net_does_not_know_are_named(tmp_path):
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **FAST)
+    foreign = ArraySource(np.zeros((2, 8, 8), np.uint8), [0, 1], ["cat", "dog"])
+    with pytest.raises(DataError, match="cat, dog"):
+        vitkit.evaluate(base.model, foreign)
+
+
+def test_few_shot_takes_any_classes(tmp_path):
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **FAST)
+    foreign = digits()
+    foreign.train.class_names = foreign.val.class_names = [f"digit {n}" for n in range(10)]
+    metrics = vitkit.evaluate(base.model, foreign, "few-shot")["metrics"]
+    assert list(metrics) == ["1shot", "5shot", "10shot", "25shot"]
+    assert metrics["25shot"] > 0.15  # chance is 0.1
+
+
+def test_a_resumed_run_must_be_given_the_same_config(tmp_path):
+    vitkit.pretrain("digits", out=tmp_path / "run", **FAST)
+    with pytest.raises(UsageError, match=r"batch_size \(16 -> 32\)"):
+        vitkit.pretrain(
+            "digits", out=tmp_path / "run", resume="auto", **(FAST | {"batch_size": 32})
+        )
+    again = vitkit.pretrain("digits", out=tmp_path / "run", resume="auto", threads=1, **FAST)
+    assert again.folder == tmp_path / "run"
+
+
+def test_resuming_where_nothing_is_saved():
+    with pytest.raises(UsageError, match="nowhere.*cannot be resumed"):
+        vitkit.pretrain("digits", resume="nowhere", **FAST)
