@@ -128,8 +128,8 @@ def test_json_ends_the_output_with_one_line(trained, capsys):
 
 def test_any_field_is_overridden_and_a_dry_run_shows_it_and_trains_nothing(capsys, tmp_path):
     out = tmp_path / "run"
-    words = ["pretrain", "digits", "--out", str(out), "--learning-rate", "3e-4", "--steps=7",
-             "--image-size", "12x8", "--schedule.kind", "linear", "--dry-run", "--json"]  # fmt: skip
+    words = ["pretrain", "digits", f"--out={out}", "--learning-rate", "3e-4", "--steps=7",
+             "--image-size", "12x8", "--schedule.kind=linear", "--dry-run", "--json"]  # fmt: skip
     assert main(words) == 0
     config = last_json(capsys.readouterr().out)["config"]
     assert config["optimizer"]["learning_rate"] == 3e-4

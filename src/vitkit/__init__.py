@@ -21,8 +21,7 @@ FACE = {
     "evaluate": "vitkit.workflows.evaluate",
     "demo": "vitkit.workflows.demo",
 }
-FLOORS = ("models", "data", "checkpoints", "objectives", "prediction", "training", "evaluation",
-          "inspection", "recipes", "reports", "workflows", "errors")  # fmt: skip
+PACKAGES = ("evaluation", "training")  # vitkit.evaluation.fewshot, vitkit.training.schedules
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,10 +39,10 @@ __all__ = [
 def __getattr__(name: str):
     if name in FACE:
         return getattr(import_module(FACE[name]), name)
-    if name in FLOORS:  # so that vitkit.evaluation.fewshot works after `import vitkit`
+    if name in PACKAGES:
         return import_module(f"vitkit.{name}")
     raise AttributeError(f"module 'vitkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *FLOORS])
+    return sorted([*__all__, *PACKAGES])

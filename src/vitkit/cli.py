@@ -176,7 +176,7 @@ def pretrain(argv: list[str]) -> Any:
 
     task = open_task(words.data)
     recipe = workflow.recipe_config(task, words.config.recipe)
-    words = parse(replace(words, config=recipe), "pretrain", argv)
+    words = parse(Pretrain(config=recipe), "pretrain", argv)
     if words.dry_run:
         return dry_run("pretrain", words, task, workflow.net_config(words.config, task))
     run = workflow.pretrain(
@@ -196,7 +196,7 @@ def finetune(argv: list[str]) -> Any:
 
     task, model = open_task(words.data), load(words.checkpoint)
     recipe = workflow.recipe_config(task, words.config.recipe, model)
-    words = parse(replace(words, config=recipe), "finetune", argv)
+    words = parse(Finetune(config=recipe), "finetune", argv)
     if words.dry_run:
         return dry_run("finetune", words, task, workflow.net_config(words.config, task, model))
     run = workflow.finetune(
@@ -303,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] == "--version":
             print(f"vitkit {__version__}")
             return 0
-        parsed, result = VERBS[named("verb", words[0], VERBS)](rewritten(words[1:]))
+        parsed, result = VERBS[named("verb", words[0], VERBS)](rewritten(words)[1:])
         if parsed.json:
             print(json.dumps(result, ensure_ascii=False))
         return 0
@@ -331,25 +331,24 @@ def complain(error: object, code: int, debug: bool = False) -> int:
 
 def rewritten(argv: list[str]) -> list[str]:
     """Short names to dotted ones, `--name=value` to two words, 384 and 384x256 to two sides."""
-    short: dict[str, str] = {f"--{name.replace('_', '-')}": f"--{dotted.replace('_', '-')}"
-             for name, dotted in SHORT_NAMES.items()}  # fmt: skip
+    short: dict[str, str] = {
+        f"--{name.replace('_', '-')}": f"--{dotted.replace('_', '-')}"
+        for name, dotted in SHORT_NAMES.items()
+    }
     words: list[str] = []
     for word in argv:
         option, equals, value = word.partition("=")
         words += [option, value] if word.startswith("--") and equals else [word]
     words = [short.get(word, word) for word in words]
-    for place in range(len(words) - 2, -1, -1):
-        sides = re.fullmatch(r"\d+(x\d+)?", words[place + 1])
-        if words[place] == "--image-size" and sides:
-            height, _, width = words[place + 1].partition("x")
-            words[place + 1 : place + 2] = [height, width or height]
+    if "--image-size" in words and words[0] in ("pretrain", "finetune"):
+        place = words.index("--image-size") + 1
+        height, _, width = (words[place] if place < len(words) else "").partition("x")
+        words[place : place + 1] = [height, width or height]
     return words
 
 
 def parse(default: Any, verb: str, argv: list[str]) -> Any:
     """The words of a verb into its dataclass; UsageError of one sentence where they do not fit."""
-    if verb == "models":  # the only verb whose image size is one number
-        argv = [w for i, w in enumerate(argv) if not (i >= 2 and argv[i - 2] == "--image-size")]
     output, errors = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):

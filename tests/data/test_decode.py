@@ -113,12 +113,12 @@ ORIENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_exif_orientation_is_applied(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"lossless": True} if kind == "WEBP" else {}
+    options = {"save_all": True, "append_images": [noise()]} if kind == "MPO" else {}
     stored = decode(encoded(noise(), kind, **options)).permute(1, 2, 0).numpy()
     image = decode(encoded(noise(), kind, exif=exif, **options)).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(image, ORIENTATIONS[orientation](stored))

@@ -209,10 +209,10 @@ def test_a_column_of_plain_bytes_is_an_image_column(tmp_path):
 
 
 def test_labels_may_be_names_which_are_then_sorted(tmp_path):
-    file = write_parquet(tmp_path / "a.parquet", image=hf_images([1, 2, 3]), label=["d", "c", "d"])
+    file = write_parquet(tmp_path / "a.parquet", image=hf_images([1, 2, 3]), label=["d", "c", "c"])
     source = open_data(file).train
     assert source.class_names == ["c", "d"]
-    assert source.labels.tolist() == [1, 0, 1]
+    assert source.labels.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
@@ -304,7 +304,7 @@ def test_a_missing_image_is_an_image_error_and_disturbs_no_other(tmp_path):
 
 @given(
     counts=st.lists(st.integers(10, 60), min_size=2, max_size=6),
-    share=st.floats(0.06, 0.6), seed=st.integers(0, 99), order=st.randoms(use_true_random=False),
+    share=st.floats(0.06, 0.9), seed=st.integers(0, 99), order=st.randoms(use_true_random=False),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_held_out_is_stratified_disjoint_complete_and_keeps_an_image_of_each_class(
@@ -323,6 +323,11 @@ def test_held_out_is_stratified_disjoint_complete_and_keeps_an_image_of_each_cla
     assert (np.abs(held - share * np.array(counts)) <= 1).all()
     for part in (train, val):
         assert part.labels.tolist() == [labels[index] for index in part.indices]
+
+
+def test_every_class_keeps_an_image_to_train_on_however_much_is_held_out():
+    splits = held_out(in_memory([0] * 5 + [1] * 2 + [2]), "data", share=1.0)
+    assert splits.train.labels.tolist() == [0, 1, 2]
 
 
 def test_held_out_is_a_pure_function_of_the_seed():

@@ -13,13 +13,15 @@ from vitkit.evaluation.fewshot import few_shot, least_squares_accuracy, ridge
 Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def clusters(train: int, width: int, classes: int = 4, noise: float = 2.0, seed: int = 0) -> Case:
-    """Train and test features around one centre for each class, hard to tell apart."""
+def clusters(
+    train: int, width: int, classes: int = 4, noise: float = 2.0, seed: int = 0, often: int = 1
+) -> Case:
+    """Features around a centre for each class, hard to tell apart; the first class comes often."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(classes, width))
 
     def draw(number: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(number) % classes
+        labels = np.maximum(np.arange(number) % (classes + often - 1) - often + 1, 0)
         features = centres[labels] + noise * random.normal(size=(number, width))
         return (3 + 5 * features).astype(np.float32), labels
 
@@ -52,10 +54,11 @@ SHAPES = [(200, 10), (60, 59), (60, 60), (12, 100)]  # more images than features
 
 @pytest.mark.parametrize(("train", "width"), SHAPES)
 @pytest.mark.parametrize("l2", [1.0, 2.0**10, 2.0**20])
+@pytest.mark.parametrize("often", [1, 4])
 def test_the_accuracy_is_that_of_ridge_regression_with_the_constant_in_the_penalty(
-    train, width, l2
+    train, width, l2, often
 ):
-    case = clusters(train, width)
+    case = clusters(train, width, often=often)
     accuracy = least_squares_accuracy(*case, l2)
     assert accuracy == by_normal_equations(case, l2)
     assert accuracy == by_scikit_learn(case, l2)

@@ -21,11 +21,15 @@ PARAMETERS = {
     "ViT-L/32": 306_535_400,
     "ViT-L/16": 304_326_632,
     "ViT-H/14": 632_045_800,
+    "ViT-Ti/8": 5_719_720,
     "ViT-Ti/4": 6_143_656,
     "ViT-Nano/16": 3_048_232,
     "ViT-Nano/8": 3_050_536,
     "ViT-Nano/4": 3_474_472,
+    "ViT-Pico/8": 638_536,
+    "ViT-Pico/4": 850_504,
     "ViT-Pico/2": 1_750_216,
+    "ViT-Femto/2": 968_872,
 }
 
 # Multiply-adds in units of 10^9, as the field's tables print them.

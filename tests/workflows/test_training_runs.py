@@ -53,7 +53,7 @@ def test_the_same_words_give_bit_identical_weights_for_any_number_of_threads(tmp
             dropout=0.1,
             polyak=0.9,
             **FAST,
-        )  # fmt: skip
+        )
         for i, threads in enumerate([2, 2, 0, 1, 4])
     ]
     first = weights_of(runs[0])
@@ -136,7 +136,7 @@ def test_bad_images_are_replaced_in_training_and_named(tmp_path, capfd):
 
 def test_one_class_is_refused():
     source = ArraySource(np.zeros((9, 8, 8), np.uint8), [0] * 9, ["only", "other"])
-    with pytest.raises(DataError, match="only.*at least two classes"):
+    with pytest.raises(DataError, match=r"only.*at least two classes"):
         vitkit.pretrain(source, steps=1)
 
 
@@ -182,5 +182,5 @@ def test_a_resumed_run_must_be_given_the_same_config(tmp_path):
 
 
 def test_resuming_where_nothing_is_saved():
-    with pytest.raises(UsageError, match="nowhere.*cannot be resumed"):
+    with pytest.raises(UsageError, match=r"nowhere.*cannot be resumed"):
         vitkit.pretrain("digits", resume="nowhere", **FAST)

@@ -11,7 +11,7 @@ import torch
 from vitkit.data.sources import Source, Splits, digits, only_classes
 from vitkit.inspection.embeddings import position_similarity
 from vitkit.models.variants import build
-from vitkit.prediction.model import Model
+from vitkit.prediction.model import Model, load
 from vitkit.reports.demo import draw_demo
 from vitkit.workflows.evaluate import evaluate
 from vitkit.workflows.finetune import finetune
@@ -26,8 +26,11 @@ PRETRAIN: dict[str, Any] = {
     "pooling": "token",
     "learning_rate": 3e-3,
     "label_smoothing": 0.0,
+    "augment.crop_area": (0.5, 1.0),
 }
-FINETUNE: dict[str, Any] = {"steps": 600, "image_size": HIGHER}
+FINETUNE: dict[str, Any] = {
+    "steps": 600, "image_size": HIGHER, "learning_rate": 0.1, "augment.crop_area": (0.8, 1.0),
+}  # fmt: skip
 L2 = 10.0  # big_vision's 1024 is for features ten times as wide
 SHOWN = 20  # predictions in the figure
 
@@ -62,7 +65,7 @@ def demo(
         new, first.folder, out=folder / "finetune", seed=seed, device=device, quiet=quiet,
         **FINETUNE,
     )  # fmt: skip
-    model = second.model
+    model = load(second.folder / "last")  # best/ was chosen by the images scored here
     result = evaluate(model, new, device=device)
 
     assert new.val is not None

@@ -1,0 +1,58 @@
+"""README and docs say what is true."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vitkit import cli
+from vitkit.recipes import FINETUNE, PRETRAIN
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_there_are_exactly_two_set_up_commands_and_ci_runs_them():
+    lines = [
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("python3 -m venv ")
+    ]
+    assert len(lines) == 2
+    assert lines[0].endswith("vitkit demo")
+    assert lines[1].endswith("python -m pytest")
+    assert "grep '^python3 -m venv ' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_in_the_commands_of_the_docs_exist(page):
+    known = {
+        "demo": cli.Demo(),
+        "models": cli.Models(),
+        "pretrain": cli.Pretrain(),
+        "finetune": cli.Finetune(),
+        "evaluate": cli.Evaluate(),
+        "predict": cli.Predict(),
+    }
+    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", page.read_text(), flags=re.S))
+    for line in re.findall(r"^ *(?:\$ )?(vitkit [a-z].*)$", blocks, flags=re.M):
+        verb, *words = shlex.split(line.split("#")[0])[1:]
+        assert verb in cli.VERBS, line
+        options = cli.help_of(known[verb], verb)
+        for word in cli.rewritten([verb, *words])[1:]:
+            if word.startswith("-"):
+                assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", options), (line, word)
+
+
+def test_every_recipe_tells_its_command():
+    for verb, recipes in (("pretrain", PRETRAIN), ("finetune", FINETUNE)):
+        for recipe in recipes.values():
+            assert f"vitkit {verb} DATA" in (recipe.__doc__ or "")
