@@ -138,6 +138,19 @@ def test_any_field_is_overridden_and_a_dry_run_shows_it_and_trains_nothing(capsy
     assert not out.exists()
 
 
+def test_finetune_predict_and_flags_through_the_command_line(trained, tmp_path, capsys):
+    words = ["finetune", "digits", "--from", str(trained), "--out", str(tmp_path / "run"),
+             "--image-size=12", "--epochs", "0.05", "--batch-size", "16", "--json"]  # fmt: skip
+    assert main([*words, "--augment.flip", "--dry-run"]) == 0
+    plan = last_json(capsys.readouterr().out)
+    assert (plan["config"]["augment"]["flip"], plan["config"]["steps"]) == (True, None)
+    assert plan["steps"] == round(0.05 * 1438 / 16)
+    assert main(words) == 0
+    assert last_json(capsys.readouterr().out)["steps"] == plan["steps"]
+    assert main([*words, "--steps", "3"]) == 2
+    assert "steps and epochs are given" in capsys.readouterr().err
+
+
 def test_predict_writes_a_row_for_each_image_bad_ones_with_their_error(trained, tmp_path, capsys):
     good = tmp_path / "photos" / "good, one.png"
     good.parent.mkdir()
@@ -188,7 +201,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_as_one_that_was_not(tmp_path, nu
     assert steps[0] == steps[1]
 
 
-def test_kill_9_leaves_a_run_that_resumes(tmp_path):
+def test_kill_9_leaves_a_run_that_resumes_to_the_same_bits(tmp_path):
     words = ["pretrain", "digits", "--steps", "40", "--batch-size", "16", "--out", "run",
              "--save-every", "1"]  # fmt: skip
     process = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -201,3 +214,6 @@ def test_kill_9_leaves_a_run_that_resumes(tmp_path):
     resumed = run(*words, "--resume", "auto", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed at step" in resumed.stderr
+    assert run(*words[:-4], "--out", "whole", cwd=tmp_path).returncode == 0
+    a, b = (vitkit.load(tmp_path / f / "last").net.state_dict() for f in ("run", "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in a)

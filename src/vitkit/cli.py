@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vitkit import __version__, recipes
+from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, VitkitError, named
-from vitkit.training.config import SHORT_NAMES, TrainConfig, to_json
+from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, override, to_json
 
 if TYPE_CHECKING:
     from vitkit.workflows.task import Task
@@ -42,8 +43,6 @@ Data = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="D
 
 @dataclass(frozen=True)
 class Common:
-    device: Device = "auto"
-    """Where to compute; auto takes CUDA, else MPS, else the CPU."""
     json: bool = False
     """End the output with one line of JSON."""
     debug: bool = False
@@ -51,7 +50,13 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Demo(Common):
+class Computing(Common):
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA, else MPS, else the CPU."""
+
+
+@dataclass(frozen=True)
+class Demo(Computing):
     """Pre-train on digits 0-4, look at 5-9 few-shot, fine-tune on them, draw what was learned."""
 
     out: str = "runs/demo"
@@ -69,8 +74,9 @@ class Models(Common):
 
 
 @dataclass(frozen=True)
-class Pretrain(Common):
-    """Train a net from random weights. The values shown as defaults are the recipe's."""
+class Pretrain(Computing):
+    """Train a net from random weights. The recipe's defaults follow the data; shown are those
+    for 50,000 images of 224 pixels."""
 
     data: Data = ()
     """A folder, parquet files, or 'digits'."""
@@ -92,8 +98,8 @@ class Finetune(Pretrain):
 
 
 @dataclass(frozen=True)
-class Evaluate(Common):
-    """Evaluate a checkpoint on DATA's validation images, or on all where it has no such split."""
+class Evaluate(Computing):
+    """Evaluate a checkpoint on DATA's test images, else those to validate on, else all."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
     """A bundle, a run, or the authors' .npz."""
@@ -108,7 +114,7 @@ class Evaluate(Common):
 
 
 @dataclass(frozen=True)
-class Predict(Common):
+class Predict(Computing):
     """Predict the classes of images."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
@@ -125,9 +131,14 @@ class Predict(Common):
 
 def demo(argv: list[str]) -> Any:
     words = parse(Demo(), "demo", argv)
+    from vitkit.training.stopping import Interrupted
     from vitkit.workflows.demo import demo
 
-    result = demo(words.out, device=words.device, seed=words.seed)
+    try:
+        result = demo(words.out, device=words.device, seed=words.seed)
+    except Interrupted as stop:
+        stop.args = ("stopped; `vitkit demo` starts anew",)
+        raise
     print(
         f"\ndigits 5-9, {result['images']} held-out images: {result['accuracy']:.1%} right after "
         f"fine-tuning\n10 shots of each on frozen features: {result['few_shot_accuracy']:.1%} "
@@ -168,7 +179,7 @@ def models(argv: list[str]) -> Any:
 
 
 def pretrain(argv: list[str]) -> Any:
-    words = parse(Pretrain(config=TrainConfig(recipe="quickstart")), "pretrain", argv)
+    words = parse(Pretrain(config=recipes.PRETRAIN["quickstart"](DataFacts())), "pretrain", argv)
     require(words.data, "pretrain", "DATA, a folder of class folders, parquet files or 'digits'")
     named("recipe", words.config.recipe, recipes.PRETRAIN)
     from vitkit.workflows import pretrain as workflow
@@ -176,7 +187,7 @@ def pretrain(argv: list[str]) -> Any:
 
     task = open_task(words.data)
     recipe = workflow.recipe_config(task, words.config.recipe)
-    words = parse(Pretrain(config=recipe), "pretrain", argv)
+    words = with_length(parse(Pretrain(config=recipe), "pretrain", argv), argv)
     if words.dry_run:
         return dry_run("pretrain", words, task, workflow.net_config(words.config, task))
     run = workflow.pretrain(
@@ -186,7 +197,8 @@ def pretrain(argv: list[str]) -> Any:
 
 
 def finetune(argv: list[str]) -> Any:
-    words = parse(Finetune(config=TrainConfig(recipe="quickstart")), "finetune", argv)
+    shown = recipes.FINETUNE["quickstart"](DataFacts(), "ViT-B/16", (224, 224))
+    words = parse(Finetune(config=shown), "finetune", argv)
     require(words.data, "finetune", "DATA, a folder of class folders, parquet files or 'digits'")
     require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or an .npz file")
     named("recipe", words.config.recipe, recipes.FINETUNE)
@@ -196,7 +208,7 @@ def finetune(argv: list[str]) -> Any:
 
     task, model = open_task(words.data), load(words.checkpoint)
     recipe = workflow.recipe_config(task, words.config.recipe, model)
-    words = parse(Finetune(config=recipe), "finetune", argv)
+    words = with_length(parse(Finetune(config=recipe), "finetune", argv), argv)
     if words.dry_run:
         return dry_run("finetune", words, task, workflow.net_config(words.config, task, model))
     run = workflow.finetune(
@@ -204,6 +216,12 @@ def finetune(argv: list[str]) -> Any:
         device=words.device,
     )  # fmt: skip
     return finished(words, run, f"vitkit predict {run.folder} IMAGES/ -o predictions.csv")
+
+
+def with_length(words: Any, argv: list[str]) -> Any:
+    """A length that was given takes the place of the recipe's."""
+    given = {n: getattr(words.config, n) for n in LENGTHS if f"--{n}" in argv}
+    return replace(words, config=override(words.config, given))
 
 
 def finished(words: Pretrain, run: Any, next_command: str) -> Any:
@@ -217,10 +235,13 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
 
 
 def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
+    from vitkit.data.transforms import Preprocessing
     from vitkit.workflows.run import choose_setup, fixed_steps, plan
 
     steps = fixed_steps(words.config, task)
-    setup = replace(choose_setup(words.config, net, words.device, {}), steps=steps or 1)
+    preprocessing = Preprocessing.direct(words.config.image_size)
+    setup = choose_setup(words.config, net, preprocessing, words.device, {})
+    setup = replace(setup, steps=steps or 1)
     print(json.dumps(to_json(words.config), indent=2))
     print(plan(kind, net, words.config, task, setup))
     print("Next: the same command without --dry-run")
@@ -231,6 +252,8 @@ def evaluate(argv: list[str]) -> Any:
     words = parse(Evaluate(), "evaluate", argv)
     require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or an .npz file")
     require(words.data, "evaluate", "DATA, a folder of class folders, parquet files or 'digits'")
+    if words.train and words.protocol != "few-shot":
+        raise UsageError("--train is where few-shot takes its shots from; add --protocol few-shot")
     from vitkit.workflows.evaluate import evaluate
 
     result = evaluate(
@@ -354,13 +377,12 @@ def parse(default: Any, verb: str, argv: list[str]) -> Any:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             return tyro.cli(
                 type(default), prog=f"vitkit {verb}", args=argv, default=default,
-                config=(tyro.conf.FlagCreatePairsOff,),
             )  # fmt: skip
     except SystemExit as stop:
         if stop.code == 0:  # --help
             print(output.getvalue(), end="")
             raise
-    options = re.findall(r"(?<!\S)--[a-z][a-z.-]+", help_of(default, verb))
+    options = re.findall(r"(?<!\S)--[a-z][a-z0-9.-]*", help_of(default, verb))
     for word in argv:
         if word.startswith("--") and word not in options:
             known = list(dict.fromkeys(options))
@@ -374,8 +396,7 @@ def parse(default: Any, verb: str, argv: list[str]) -> Any:
 def help_of(default: Any, verb: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        tyro.cli(type(default), prog=f"vitkit {verb}", args=["--help"], default=default,
-                 config=(tyro.conf.FlagCreatePairsOff,))  # fmt: skip
+        tyro.cli(type(default), prog=f"vitkit {verb}", args=["--help"], default=default)
     return output.getvalue()
 
 

@@ -109,7 +109,7 @@ def test_class_names_are_written_as_utf8_whatever_the_locale(tmp_path):
     try:
         locale.setlocale(locale.LC_CTYPE, "C")
         write_bundle(
-            tmp_path / "b", Bundle(original.net, ["é", "日本", "🐱"], Preprocessing((8, 8)))
+            tmp_path / "b", Bundle(original.net, ["é", "日本", "🐱"], original.preprocessing)
         )
     finally:
         locale.setlocale(locale.LC_CTYPE, before)

@@ -155,7 +155,7 @@ def test_an_empty_folder_is_still_a_class(tmp_path):
     assert source.labels.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", "test"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 @pytest.mark.parametrize("train", ["train", "training", "Train"])
 def test_train_and_val_folders_are_the_splits(tmp_path, train, val):
     write_images(tmp_path, f"{train}/a/1.png", f"{train}/b/1.png", f"{val}/a/1.png")
@@ -167,11 +167,27 @@ def test_train_and_val_folders_are_the_splits(tmp_path, train, val):
     assert value_of(splits.val, 0) == 3
 
 
-def test_val_comes_before_test_where_both_are_there(tmp_path):
+def test_the_test_split_is_kept_apart_from_the_validation_split(tmp_path):
     write_images(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "val/a/1.png")
     splits = open_data(tmp_path)
     assert splits.val is not None
-    assert value_of(splits.val, 0) == 4
+    assert splits.test is not None
+    assert (value_of(splits.val, 0), value_of(splits.test, 0)) == (4, 3)
+
+
+def test_test_images_are_never_validated_on(tmp_path):
+    write_images(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png")
+    splits = open_data(tmp_path)
+    assert splits.val is None
+    assert splits.test is not None
+    assert len(splits.test) == 2
+
+
+def test_a_test_folder_without_labels_is_passed_over(tmp_path):
+    write_images(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "test/2.png")
+    with pytest.warns(UserWarning, match="test split is passed over: .*expected class folders"):
+        splits = open_data(tmp_path)
+    assert (len(splits.train), splits.val, splits.test) == (2, None, None)
 
 
 def test_without_a_val_folder_there_is_no_validation_split(tmp_path):
@@ -183,6 +199,13 @@ def test_a_class_may_be_called_train(tmp_path):
     """COCO's and Pascal's classes are: aeroplane, ..., train, ..."""
     splits = open_data(write_images(tmp_path, "car/1.png", "train/1.png"))
     assert splits.train.class_names == ["car", "train"]
+
+
+def test_a_folder_beside_the_splits_is_no_class(tmp_path):
+    write_images(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "unlabeled/1.png")
+    splits = open_data(tmp_path)
+    assert splits.train.class_names == ["a", "b"]
+    assert splits.val is not None
 
 
 # Parquet
@@ -242,6 +265,65 @@ def test_a_column_called_label_is_taken_before_others_that_could_be_labels(tmp_p
     assert open_data(file).train.labels.tolist() == [1, 0]
 
 
+def test_a_class_label_of_hugging_face_is_taken_before_a_column_called_label(tmp_path):
+    metadata = names_metadata("cat", "dog")["huggingface"].replace('"label"', '"species"')
+    file = write_parquet(
+        tmp_path / "a.parquet", {"huggingface": metadata},
+        label=["x", "y"], species=[1, 0], image=hf_images([1, 2]),
+    )  # fmt: skip
+    source = open_data(file).train
+    assert source.class_names == ["cat", "dog"]
+    assert source.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["labels", "class", "target", "fine_label", "Label"])
+def test_other_words_for_the_label_are_understood(tmp_path, name):
+    columns = {"id": [7, 8], name: [1, 0], "coarse_label": [0, 0], "image": hf_images([1, 2])}
+    assert open_data(write_parquet(tmp_path / "a.parquet", **columns)).train.labels.tolist() == [
+        1, 0,
+    ]  # fmt: skip
+
+
+def test_of_several_columns_that_could_be_labels_none_is_guessed(tmp_path):
+    file = write_parquet(
+        tmp_path / "a.parquet", id=[7, 8], caption=["x", "y"], image=hf_images([1, 2])
+    )
+    with pytest.raises(DataError, match=r"columns id \(int64\), caption .*one called label"):
+        open_data(file)
+
+
+def test_identifiers_are_no_labels(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", id=[5, 10**12], image=hf_images([1, 2]))
+    with pytest.raises(DataError, match=r"'id' holds 1000000000000 in 2 rows"):
+        open_data(file)
+
+
+def test_labels_may_be_categories_of_pandas(tmp_path):
+    labels = pa.array(["d", "c", "c"]).dictionary_encode()
+    file = write_parquet(tmp_path / "a.parquet", image=hf_images([1, 2, 3]), label=labels)
+    source = open_data(file).train
+    assert (source.class_names, source.labels.tolist()) == (["c", "d"], [1, 0, 0])
+
+
+def test_files_with_integers_of_other_widths_are_joined(tmp_path):
+    files = [
+        write_parquet(tmp_path / f"{kind}.parquet", image=hf_images([1, 2]),
+                      label=pa.array([0, 1], kind))
+        for kind in (pa.int32(), pa.int64())
+    ]  # fmt: skip
+    assert open_data(files).train.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_files_that_number_the_classes_differently_cannot_be_joined(tmp_path):
+    files = [
+        write_parquet(tmp_path / f"{first}.parquet", names_metadata(first, second),
+                      image=hf_images([1, 2]), label=[0, 1])
+        for first, second in (("cat", "dog"), ("dog", "cat"))
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"'label' differently: cat, dog; and dog, cat"):
+        open_data(files)
+
+
 def test_several_parquet_files_are_one_source_in_the_order_given(tmp_path):
     files = [
         write_parquet(tmp_path / f"{v}.parquet", image=hf_images([v, v + 1]), label=[0, 1])
@@ -264,9 +346,17 @@ def test_a_folder_of_parquet_files_has_the_splits_that_their_names_say(tmp_path)
     assert splits.val is not None
     assert [value_of(splits.train, index) for index in range(0, 8, 2)] == [0, 1, 2, 3]
     assert [value_of(splits.val, index) for index in range(len(splits.val))] == [9]
+    assert splits.test is not None
+    assert value_of(splits.test, 0) == 8
 
 
-@pytest.mark.parametrize("name", ["validation-00000-of-00001", "valid", "test"])
+def test_a_test_file_alone_is_all_there_is(tmp_path):
+    write_parquet(tmp_path / "test.parquet", image=hf_images([1, 2]), label=[0, 1])
+    splits = open_data(tmp_path)
+    assert (len(splits.train), splits.val, splits.test) == (2, None, None)
+
+
+@pytest.mark.parametrize("name", ["validation-00000-of-00001", "valid"])
 def test_other_words_for_the_validation_files_are_understood(tmp_path, name):
     write_parquet(tmp_path / "train.parquet", image=hf_images([1, 2]), label=[0, 1])
     write_parquet(tmp_path / f"{name}.parquet", image=hf_images([3]), label=[1])
@@ -367,6 +457,26 @@ def test_the_most_that_is_held_out_is_shared_by_all_classes():
     assert splits.val is not None
     assert len(splits.val) <= 100
     assert np.bincount(splits.val.labels, minlength=63).min() >= 1
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    share=st.floats(0.01, 1.0), at_most=st.integers(1, 60), seed=st.integers(0, 9),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_held_out_is_about_the_share_and_never_more_than_the_most(counts, share, at_most, seed):
+    source = in_memory(np.repeat(np.arange(len(counts)), counts))
+    spare = np.array(counts) - 1
+    if not spare.any():
+        return
+    splits = held_out(source, "data", share=share, at_most=at_most, seed=seed)
+    assert splits.val is not None
+    held = np.bincount(splits.val.labels, minlength=len(counts))
+    quotas = np.minimum(np.array(counts) * min(share, at_most / sum(counts)), spare)
+    assert (np.abs(held - quotas) <= 1).all()
+    assert (held <= spare).all()
+    assert 1 <= held.sum() <= at_most
+    assert abs(held.sum() - quotas.sum()) <= 1
 
 
 def test_too_few_images_to_hold_any_out_is_an_error():

@@ -147,6 +147,18 @@ def test_small_crop_of_a_very_thin_image_needs_no_memory_for_what_is_cropped_awa
     torch.testing.assert_close(result, torch.ones(3, 224, 224))
 
 
+def test_small_crop_of_a_thin_image_is_that_of_its_middle():
+    image = noise(10, 400)
+    small = Preprocessing.small_crop((8, 8), side=10)
+    torch.testing.assert_close(small(image), image[:, 1:9, 196:204] / 127.5 - 1)
+
+
+def test_a_training_image_may_be_a_single_pixel():
+    for seed in range(50):
+        image = noise(20, 30, seed)
+        assert TrainTransform((1, 1))(image, np.random.default_rng(seed)).shape == (3, 1, 1)
+
+
 # The few-shot evaluation's resize and centre crop
 
 
@@ -311,7 +323,7 @@ def test_an_impossible_crop_is_the_whole_image(height, width, options):
 
 @given(
     height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6),
-    size=st.tuples(st.integers(2, 32), st.integers(2, 32)),
+    size=st.tuples(st.integers(1, 32), st.integers(1, 32)),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
 def test_a_training_image_is_a_pure_function_of_the_image_and_the_generator(

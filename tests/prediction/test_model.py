@@ -15,7 +15,7 @@ import vitkit
 from vitkit.checkpoints.bundle import Bundle, CheckpointError, write_bundle
 from vitkit.data.decode import ImageError, decode
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import VitkitError
+from vitkit.errors import UsageError, VitkitError
 from vitkit.models.vit import VisionTransformer, ViTConfig
 from vitkit.prediction.model import Model, Prediction, load
 
@@ -207,6 +207,12 @@ def test_a_batch_size_that_cannot_be_is_an_error_and_no_empty_answer(model, batc
         model.predict(pixels(), batch_size=batch_size)
 
 
+@pytest.mark.parametrize("top", [0, -1])
+def test_fewer_classes_than_one_cannot_be_asked_for(model, top):
+    with pytest.raises(UsageError, match=f"top is {top}; it must be 1 or more"):
+        model.predict(pixels(), top=top)
+
+
 def test_dropout_is_off():
     net = VisionTransformer(ViTConfig(4, 12, 2, 3, 24, classes=7, image_size=(8, 8), dropout=0.9))
     torch.nn.init.normal_(net.head.weight)
@@ -275,6 +281,18 @@ def test_a_folder_without_images_is_an_error(model, tmp_path):
 def test_a_path_that_is_not_there_is_named(model, tmp_path):
     with pytest.raises(VitkitError, match=r"cat\.png: no such image or folder"):
         model.predict([write(tmp_path / "1.png"), tmp_path / "cat.png"])
+
+
+def test_a_path_that_is_not_there_is_found_before_any_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "run", lambda *_: pytest.fail("an image was predicted"))
+    with pytest.raises(VitkitError, match="no such image"):
+        model.predict([pixels(), tmp_path / "cat.png"], batch_size=1)
+
+
+def test_hidden_files_of_a_folder_are_not_predicted(model, tmp_path):
+    write(tmp_path / "1.png")
+    write(tmp_path / "._1.png")
+    assert one(model.predict(tmp_path)).error is None
 
 
 # Features

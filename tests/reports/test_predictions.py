@@ -104,6 +104,11 @@ def test_file_names_that_are_no_utf8_can_be_written(tmp_path, kind):
     """Such a name has a lone surrogate in it; after an hour's work it must not be a crash."""
     write_predictions(tmp_path / f"out.{kind}", [Prediction("caf\udce9.jpg", (("cat", 1.0),))])
     assert (tmp_path / f"out.{kind}").stat().st_size
+    if kind == "json":
+        assert read_json(tmp_path / "out.json")[0]["image"] == "caf\udce9.jpg"
+    else:
+        read = read_csv if kind == "csv" else lambda path: pq.read_table(path).to_pylist()
+        assert read(tmp_path / f"out.{kind}")[0]["image"] == r"caf\udce9.jpg"
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])

@@ -35,11 +35,26 @@ def test_an_unknown_field_is_answered_with_the_nearest():
         ("optimizer.learning_rate", 0.0),
         ("augment.crop_area", (0.0, 1.0)),
         ("seed", -1),
+        ("optimizer.name", "adam"),
+        ("loss", "sofmax"),
+        ("precision", "bfloat16"),
+        ("optimizer.clip_norm", -1.0),
+        ("optimizer.betas", (0.9, 1.0)),
+        ("schedule.warmup_steps", -5),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(field, value):
     with pytest.raises(UsageError, match=field):
         override(TrainConfig(), {field: value})
+
+
+def test_a_length_that_is_given_takes_the_place_of_the_recipes():
+    recipe = TrainConfig(steps=500)
+    assert override(recipe, {"minutes": 2.0}).steps is None
+    assert override(recipe, {"epochs": 3.0}).steps is None
+    assert override(recipe, {"batch_size": 3}).steps == 500
+    with pytest.raises(UsageError, match="steps and minutes are given"):
+        override(recipe, {"steps": 3, "minutes": 2.0})
 
 
 def test_every_field_is_told_to_the_reader():

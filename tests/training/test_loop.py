@@ -1,6 +1,8 @@
 """One training step, and the loop around it."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from vitkit.training.loop import (
     train_step,
 )
 from vitkit.training.precision import Precision
+from vitkit.training.stopping import Interrupted
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", "for a test")
@@ -154,6 +157,32 @@ def test_training_lowers_the_loss_on_real_digits_and_logs_each_evaluation(tmp_pa
     assert kept and state.best["top1"] == max(r["top1"] for r in evaluations)
     steps = [r["step"] for r in records if r["kind"] == "train"]
     assert steps[-1] == 60
+
+
+def test_an_evaluation_that_a_stop_prevented_is_made_up_on_resume(tmp_path):
+    given = setup(steps=4, evaluate_every=2, batch_size=4)
+    state, evaluated = state_of(given), []
+
+    def evaluate(net):
+        evaluated.append(state.step)
+        return {"top1": 0.5, "loss": 1.0}
+
+    class StoppingStream(TrainingStream):
+        def batches(self, first=0):
+            for number, batch in enumerate(super().batches(first), first + 1):
+                if number == 2 and first == 0:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    stream = stream_of(given)
+    stream.__class__ = StoppingStream
+    with RunLog(tmp_path / "metrics.jsonl", 4, quiet=True) as log:
+        arguments = (given, state, stream, evaluate, lambda: None, log, tmp_path / "checkpoints")
+        with pytest.raises(Interrupted):
+            train(*arguments)
+        assert (state.step, evaluated) == (2, [])
+        train(*arguments)
+    assert evaluated == [2, 4]
 
 
 def test_a_time_budget_becomes_steps_without_touching_the_state():

@@ -70,6 +70,8 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, damage):
     assert "step-00000020" in sentences[0]
     with pytest.raises(StateError, match="step-00000020"):
         load_state(newest, trained_state(seed=1))
+    assert newest_state(tmp_path)[1] == []  # it lies aside now, and the step is saved anew
+    assert newest_state(save_state(tmp_path, state).parent)[0].name == "step-00000020"
 
 
 def test_a_state_of_another_net_is_refused(tmp_path):

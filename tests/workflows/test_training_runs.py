@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,31 +108,31 @@ def test_minutes_become_a_recorded_number_of_steps_and_the_time_is_kept(tmp_path
     assert 0.4 * 60 * 0.5 < run.seconds < 0.4 * 60 * 2  # a noisy machine
 
 
-def test_bad_images_are_replaced_in_training_and_named(tmp_path, capfd):
-    for name in ("cat", "dog"):
-        for i in range(12):
-            folder = tmp_path / "photos" / name
-            folder.mkdir(parents=True, exist_ok=True)
-            shade = np.full((8, 8, 3), 200 if name == "cat" else 30, np.uint8)
-            Image.fromarray(shade).save(folder / f"{i}.png")
-    (tmp_path / "photos" / "train-only").mkdir()
-    for name in ("cat", "dog"):
-        (tmp_path / "val" / name).mkdir(parents=True)
-        Image.fromarray(shade).save(tmp_path / "val" / name / "0.png")
-    (tmp_path / "photos" / "train-only").rmdir()
-    (tmp_path / "photos").rename(tmp_path / "train")
-    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"not an image")
+def shaded_photos(folder, count):
+    """`count` light cats and dark dogs in class folders."""
+    for name, shade in (("cat", 200), ("dog", 30)):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_bad_images_are_passed_over_in_training_and_named_but_an_error_in_evaluation(
+    tmp_path, capfd
+):
     data = tmp_path / "data"
-    data.mkdir()
-    (tmp_path / "train").rename(data / "train")
-    (tmp_path / "val").rename(data / "val")
-    vitkit.pretrain(data, out=tmp_path / "run", steps=4, batch_size=16)
+    shaded_photos(data / "train", 12)
+    shaded_photos(data / "val", 2)
+    bad = [data / "train" / "cat" / "0.png", data / "val" / "dog" / "1.png"]
+    for path in bad:
+        path.write_bytes(b"not an image")
+    run = vitkit.pretrain(data, out=tmp_path / "run", steps=8, batch_size=16)
     said = capfd.readouterr().err.replace("\n", "")
-    assert "0.png" in said and "not an image" in said
-    run = vitkit.load(tmp_path / "run")
-    (data / "val" / "cat" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"0\.png"):
-        vitkit.evaluate(run, data)
+    assert all(str(path) in said for path in bad)
+    assert "not an image" in said
+    assert run.metrics["images"] == 3
+    with pytest.raises(DataError, match=r"1\.png"):
+        vitkit.evaluate(run.model, data)
 
 
 def test_one_class_is_refused():
@@ -179,6 +180,24 @@ def test_a_resumed_run_must_be_given_the_same_config(tmp_path):
         )
     again = vitkit.pretrain("digits", out=tmp_path / "run", resume="auto", threads=1, **FAST)
     assert again.folder == tmp_path / "run"
+
+
+def test_a_finetuning_run_is_resumed_only_from_the_same_checkpoint(tmp_path):
+    bases = [vitkit.pretrain("digits", out=tmp_path / f"base{i}", seed=i, **FAST) for i in (0, 1)]
+    vitkit.finetune("digits", bases[0].folder, out=tmp_path / "run", **FAST)
+    with pytest.raises(UsageError, match="the checkpoint"):
+        vitkit.finetune("digits", bases[1].folder, out=tmp_path / "run", resume="auto", **FAST)
+    with pytest.raises(UsageError, match="the kind of run"):
+        vitkit.pretrain("digits", out=tmp_path / "run", resume="auto", **FAST)
+
+
+def test_finetuning_keeps_the_checkpoints_preprocessing(tmp_path):
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **FAST).model
+    base.preprocessing = replace(base.preprocessing, mean=(0.4, 0.4, 0.4), resize_to=(10, 10))
+    run = vitkit.finetune("digits", base, out=tmp_path / "run", image_size=16, **FAST)
+    found = run.model.preprocessing
+    assert found.mean == (0.4, 0.4, 0.4)
+    assert (found.image_size, found.resize_to) == ((16, 16), (20, 20))
 
 
 def test_resuming_where_nothing_is_saved():

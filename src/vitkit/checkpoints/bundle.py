@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +22,7 @@ from vitkit.models.vit import VisionTransformer, ViTConfig
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # read as float32
 
 
 class CheckpointError(VitkitError):
@@ -36,7 +40,11 @@ class Bundle:
 
 
 def write_bundle(path: str | Path, bundle: Bundle) -> None:
-    """Write a bundle; `path` is then the whole new one, or what it was before."""
+    """Write a bundle; `path` is then the whole new one, or what it was before.
+
+    Raises CheckpointError where `path` is there and is neither a bundle nor an empty folder.
+    """
+    refuse_to_replace(Path(path))
     with whole_folder(Path(path)) as folder:
         state = {name: t.detach().cpu().contiguous() for name, t in bundle.net.state_dict().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
@@ -49,7 +57,23 @@ def write_bundle(path: str | Path, bundle: Bundle) -> None:
             "provenance": bundle.provenance,
             "weights_sha256": sha256(folder / WEIGHTS),
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        # UTF-8 has no lone surrogates (names of odd files have); as \udce9 they are right JSON.
+        (folder / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def refuse_to_replace(path: Path) -> None:
+    """CheckpointError unless `path` is free, empty or a bundle: model.save("photos") is a slip."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    with suppress(CheckpointError):
+        read_config(path)  # Hugging Face's folders have files of the same two names
+        if {entry.name for entry in path.iterdir()} == {WEIGHTS, CONFIG}:
+            return
+    raise CheckpointError(
+        f"{path}: is there and is not a bundle, so no bundle replaces it; choose another path, "
+        "or move it away"
+    )
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -62,6 +86,11 @@ def read_bundle(path: str | Path) -> Bundle:
         raise CheckpointError(f"{folder}: holds a net of kind {kind!r}; this version knows 'ViT'")
     net_config = from_json(ViTConfig, architecture, folder)
     preprocessing = from_json(Preprocessing, config["preprocessing"], folder)
+    if preprocessing.image_size != net_config.image_size:
+        raise CheckpointError(
+            f"{folder / CONFIG}: the preprocessing makes images of {preprocessing.image_size} "
+            f"pixels, the net reads {net_config.image_size}"
+        )
     found = sha256(folder / WEIGHTS)
     if found != config["weights_sha256"]:
         raise CheckpointError(
@@ -69,18 +98,19 @@ def read_bundle(path: str | Path) -> Bundle:
             f"{str(config['weights_sha256'])[:12]}...; copy the bundle again, or use another one"
         )
     try:
-        state = load_file(folder / WEIGHTS)
+        # Copies, since load_file maps the file: what happens to it later would happen to the net.
+        state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
     except SafetensorError as error:
         raise CheckpointError(
             f"{folder / WEIGHTS}: not readable as safetensors: {error}"
         ) from error
-    class_names = [str(name) for name in config["class_names"]]
+    class_names = config["class_names"]
     if len(class_names) != net_config.classes:
         raise CheckpointError(
             f"{folder / CONFIG}: {len(class_names)} class names for {net_config.classes} classes"
         )
     net = net_from_state(net_config, state, str(folder))
-    return Bundle(net, class_names, preprocessing, config.get("provenance", {}))
+    return Bundle(net, class_names, preprocessing, config["provenance"])
 
 
 def net_from_state(
@@ -91,8 +121,11 @@ def net_from_state(
         raise CheckpointError(
             f"{source}: {len(state)} tensors cannot be a net of {config.depth} blocks"
         )
-    with torch.device("meta"):  # a hostile config allocates nothing
-        net = VisionTransformer(config)
+    try:
+        with torch.device("meta"):  # a hostile config allocates nothing
+            net = VisionTransformer(config)
+    except (RuntimeError, TypeError) as error:  # torch's two words for more than 64 bits
+        raise CheckpointError(f"{source}: no net can be of this size: {error}") from error
     expected = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     problems = [f"missing {name}" for name in expected if name not in found]
@@ -102,6 +135,7 @@ def net_from_state(
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
+    problems += [f"{name} holds {t.dtype}" for name, t in state.items() if t.dtype not in DTYPES]
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(f"{source}: the weights do not fit the net: "
@@ -117,7 +151,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: not a bundle: {' and '.join(missing)} missing")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not readable as JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != "vitkit":
         raise CheckpointError(f'{folder / CONFIG}: not of a vitkit bundle (no "format": "vitkit")')
@@ -126,31 +160,59 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG}: bundle format {config.get('format_version')!r}; this version of "
             f"vitkit reads {FORMAT_VERSION}; install a newer vitkit"
         )
+    config.setdefault("provenance", {})
     kinds = {
         "architecture": dict,
-        "class_names": list,
+        "class_names": list[str],
         "preprocessing": dict,
+        "provenance": dict,
         "weights_sha256": str,
     }
-    wrong = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
+    wrong = [name for name, kind in kinds.items() if not fits(config.get(name), kind)]
     if wrong:
         raise CheckpointError(f"{folder / CONFIG}: {', '.join(wrong)} missing or malformed")
     return config
 
 
 def from_json(kind: type, values: dict[str, Any], folder: Path):
-    """A dataclass from JSON, strictly: lists become tuples, unknown fields are an error."""
-    known = {f.name for f in fields(kind)}
-    unknown = set(values) - known
+    """A dataclass from JSON, strictly: no unknown fields, values of the annotated types only."""
+    written, types = {f.name: f.type for f in fields(kind)}, get_type_hints(kind)
+    unknown = set(values) - set(written)
     if unknown:
         raise CheckpointError(
             f"{folder / CONFIG}: unknown {kind.__name__} fields {sorted(unknown)}"
         )
+    for name, value in values.items():
+        if not fits(value, types[name]):
+            raise CheckpointError(
+                f"{folder / CONFIG}: {kind.__name__}: {name} is {reprlib.repr(value)}; "
+                f"it must be {written[name]}"
+            )
     try:
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return kind(**tuples)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:  # TypeError: a field is missing
         raise CheckpointError(f"{folder / CONFIG}: {kind.__name__}: {error}") from error
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of an annotated type, and a number one that torch can hold.
+
+    2.0 and True are no int; an int is a float, NaN and infinity are not; a tuple is a list here.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin is UnionType:
+        return any(fits(value, one) for one in inner)
+    if origin is tuple:
+        right_length = isinstance(value, list) and len(value) == len(inner)
+        return right_length and all(map(fits, value, inner))
+    if origin is list:
+        return isinstance(value, list) and all(fits(entry, inner[0]) for entry in value)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
+    return type(value) is kind and (kind is not int or abs(value) < 2**63)
 
 
 def sha256(path: Path) -> str:

@@ -15,6 +15,8 @@ from vitkit.data.transforms import Preprocessing
 from vitkit.models.vit import ViTConfig
 
 Arrays = dict[str, np.ndarray]
+BFLOAT16 = np.dtype("V2")  # how numpy stores JAX's: two bytes of no type
+DEFLATE_AT_BEST = 1032  # bytes that one byte can become (zlib.net/zlib_tech.html)
 
 
 def read_npz(path: str | Path) -> Bundle:
@@ -30,13 +32,15 @@ def read_npz(path: str | Path) -> Bundle:
     for row in NPZ:
         for block in range(config.depth) if "{i}" in row.ours else (0,):
             theirs = [name.format(i=block) for name in row.theirs]
+            used.update(theirs)
             if not all(name in arrays for name in theirs):
                 continue  # net_from_state names what is missing
+            if len({arrays[name].shape for name in theirs}) > 1:
+                raise CheckpointError(f"{path}: {', '.join(theirs)} are not of one shape")
             parts = [
                 torch.from_numpy(to_ours(arrays[name], row.layout, name, path)) for name in theirs
             ]
             state[row.ours.format(i=block)] = torch.cat(parts) if len(parts) > 1 else parts[0]
-            used.update(theirs)
     unused = sorted(set(arrays) - used)
     if unused:
         raise CheckpointError(
@@ -53,10 +57,17 @@ def read_npz(path: str | Path) -> Bundle:
 def load_arrays(path: Path) -> Arrays:
     """All arrays of an .npz under today's names; pickled objects are refused."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: truncated, damaged or not an .npz file: {error}") from error
+        with zipfile.ZipFile(path) as archive:
+            size = path.stat().st_size
+            arrays = {
+                info.filename.removesuffix(".npy"): load_array(archive, info, size)
+                for info in archive.infolist()
+            }
+    # On hostile bytes zipfile, zlib, numpy and the Python parser that it reads headers with raise
+    # a dozen kinds: NotImplementedError, zlib.error, TokenError, MemoryError, RecursionError, ...
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise CheckpointError(f"{path}: truncated, damaged or not an .npz file: {what}") from error
     for prefix in NPZ_PREFIXES:
         if any(name.startswith(prefix) for name in arrays):
             arrays = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
@@ -64,6 +75,26 @@ def load_arrays(path: Path) -> Arrays:
     for old, new in NPZ_OLDER_NAMES:
         arrays = {name.replace(old, new): array for name, array in arrays.items()}
     return arrays
+
+
+def load_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_size: int) -> np.ndarray:
+    """One member; the sizes that it claims are checked before memory is taken for them."""
+    growth = DEFLATE_AT_BEST if info.compress_type == zipfile.ZIP_DEFLATED else 1
+    if info.file_size > growth * archive_size:
+        raise ValueError(f"{info.filename} cannot be {info.file_size} bytes in this file")
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        # Versions 2 and 3 differ only in how they encode the names of a struct's fields.
+        first = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+        if dtype.hasobject:
+            raise ValueError(f"{info.filename} holds pickled objects, which are never loaded")
+        expected, found = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+        if expected != found:
+            raise ValueError(f"{info.filename} has {found} bytes of data instead of {expected}")
+        member.seek(0)
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def infer_config(arrays: Arrays, source: str) -> ViTConfig:
@@ -82,9 +113,12 @@ def infer_config(arrays: Arrays, source: str) -> ViTConfig:
     patch, _, _, width = arrays["embedding/kernel"].shape
     prefix = 1 if "cls" in arrays else 0
     patches = arrays[positions].shape[1] - prefix
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise CheckpointError(f"{source}: {patches} position embeddings are not a square grid")
+    side = math.isqrt(max(0, patches))
+    if patches < 1 or side * side != patches:
+        raise CheckpointError(
+            f"{source}: {patches + prefix} position embeddings are not a square grid"
+            + (" and a class token" if prefix else "")
+        )
     blocks = {name.split("/")[1] for name in arrays if name.startswith("Transformer/encoderblock_")}
     try:
         return ViTConfig(
@@ -109,16 +143,18 @@ def to_ours(array: np.ndarray, layout: Layout, name: str, path: str | Path) -> n
         raise CheckpointError(
             f"{path}: {name} has shape {array.shape}, not {expected[layout]} axes"
         )
-    if array.dtype.kind == "V" and array.itemsize == 2:  # how numpy stores JAX's bfloat16
+    if array.dtype != BFLOAT16 and (array.dtype.kind != "f" or array.itemsize > 8):
+        raise CheckpointError(f"{path}: {name} holds {array.dtype}, not floating-point numbers")
+    if array.dtype == BFLOAT16:
         array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     if layout == "conv":
         array = array.transpose(3, 2, 0, 1)
     elif layout == "dense":
         array = array.T
     elif layout == "heads-in":
-        array = array.reshape(array.shape[0], -1).T
+        array = array.reshape(array.shape[0], math.prod(array.shape[1:])).T
     elif layout == "heads-out":
-        array = array.reshape(-1, array.shape[2]).T
+        array = array.reshape(math.prod(array.shape[:2]), array.shape[2]).T
     elif layout == "flat":
         array = array.reshape(-1)
     return np.ascontiguousarray(array, dtype=np.float32)

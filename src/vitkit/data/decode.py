@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ from vitkit.errors import VitkitError
 
 MAX_PIXELS = 25_000_000  # 25 megapixels; a 419 kB PNG can ask for a gigabyte
 BY_TORCHCODEC = ("JPEG", "PNG", "WEBP")  # faster; the other formats are Pillow's
+TIFF_TILE = (322, 323)  # the tags with the width and the height of its tiles
 FORMATS = (*BY_TORCHCODEC, "GIF", "TIFF", "BMP", "AVIF", "PPM")
 
 # Pillow's own limit warns once a process; the limit here is an error for every image.
@@ -36,22 +38,32 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise ImageError("the file is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = largest_part(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large: {error}") from error
     except Exception as error:  # Pillow raises many kinds on hostile bytes
         raise ImageError("not an image, or one of a format that is not supported") from error
-    width, height = image.size
     if width * height > max_pixels:
+        megapixels = math.ceil(width * height / 1e5) / 10  # rounded up: never equal to the limit
         raise ImageError(
-            f"too large: {width}x{height} is {width * height / 1e6:.0f} megapixels, more than the "
-            f"limit of {max_pixels / 1e6:.0f}"
+            f"too large: {width}x{height} is {megapixels:g} megapixels, more than the "
+            f"limit of {max_pixels / 1e6:g}"
         )
     try:
         if image.format in BY_TORCHCODEC and getattr(image, "n_frames", 1) == 1:
-            return decode_image(data)
+            pixels = decode_image(data)
+            if pixels.ndim == 3:  # a WebP animation of one frame comes as (1, 3, H, W)
+                return pixels
         return decode_by_pillow(image)
     except Exception as error:
         raise ImageError(f"a corrupt or truncated {image.format} file") from error
+
+
+def largest_part(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of what a decoder makes room for: the image, or a larger tile of a TIFF."""
+    tags = getattr(image, "tag_v2", {})
+    tile = int(tags.get(TIFF_TILE[0], 0)), int(tags.get(TIFF_TILE[1], 0))
+    return max(image.size, tile, key=math.prod)
 
 
 def decode_by_pillow(image: Image.Image) -> Tensor:

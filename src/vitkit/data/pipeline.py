@@ -98,15 +98,25 @@ class TrainingStream:
 
 
 def evaluation_batches(
-    source: Source, preprocessing: Preprocessing, batch_size: int, threads: int = 2
+    source: Source,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    threads: int = 2,
+    bad: BadImages | None = None,
 ) -> Generator[Batch, None, None]:
-    """Every image once, in order, the last batch as long as it comes; a bad image is an error."""
+    """Every image once, in order, the last batch as long as it comes.
 
-    def load(index: int) -> tuple[Tensor, int]:
+    A bad image is a DataError; where `bad` is given, it is left out, counted and named there.
+    """
+
+    def load(index: int) -> tuple[Tensor, int] | None:
         try:
             return preprocessing(source.image(index)), int(source.labels[index])
         except (ImageError, OSError) as error:
-            raise DataError(f"{source.name(index)}: {error}") from error
+            if bad is None:
+                raise DataError(f"{source.name(index)}: {error}") from error
+            bad.add(source.name(index), str(error))
+            return None  # grain leaves it out
 
     return read(grain.MapDataset.range(len(source)).map(load), batch_size, threads)
 

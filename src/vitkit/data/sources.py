@@ -5,38 +5,34 @@ A source gives random access, its length, its labels and the names of its classe
 
 from __future__ import annotations
 
-import hashlib
-import json
+import warnings
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitkit.data.decode import decode
-from vitkit.errors import VitkitError
-
-IMAGE_SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".avif",
-    ".ppm",
-}
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-
-
-class DataError(VitkitError):
-    """The data is not as it must be; the message says what was found and what was expected."""
+from vitkit.data.checks import DataError as DataError
+from vitkit.data.checks import checked_labels, digest
+from vitkit.data.checks import some as some
+from vitkit.data.decode import ImageError, decode
+from vitkit.data.folders import (
+    class_folders,
+    ends_of,
+    existing,
+    found_in,
+    images_in,
+    is_parquet,
+    parquet_files,
+    split_files,
+    split_folders,
+)
+from vitkit.data.holding_out import held_out_indices
 
 
 class Source(ABC):
@@ -64,11 +60,13 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Splits:
-    """What a user's DATA holds: images to train on and, where it has them, to validate on."""
+    """What a user's DATA holds: images to train on and, where it has them, to validate on while
+    training and to test on at the end."""
 
     name: str
     train: Source
     val: Source | None = None
+    test: Source | None = None
 
 
 class ArraySource(Source):
@@ -93,7 +91,8 @@ class ArraySource(Source):
             )
         if images.ndim == 3:
             images = np.repeat(images[..., None], 3, axis=-1)
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        # Torch knows no mirrored views; anything else that is contiguous is not copied.
+        self.images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         self.class_names = list(class_names)
         self.labels = checked_labels(labels, self.class_names, name)
         self.title, self.flip_keeps_class = name, flip_keeps_class
@@ -107,15 +106,17 @@ class ArraySource(Source):
         return f"{self.title} {index}"
 
     def fingerprint(self) -> str:
-        return digest([self.images.numpy().tobytes(), self.labels.tobytes(), *self.class_names])
+        shape = str(tuple(self.images.shape))
+        pixels = self.images.numpy().tobytes()
+        return digest([shape, pixels, self.labels.tobytes(), *self.class_names])
 
 
 class FolderSource(Source):
     """A folder of class folders, each holding images at any depth."""
 
     def __init__(self, root: Path) -> None:
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        files = [[p for p in sorted(f.rglob("*")) if is_image(p)] for f in folders]
+        folders = class_folders(root)
+        files = [images_in(folder) for folder in folders]
         if not any(files):
             raise DataError(
                 f"{root}: found {found_in(root)}; expected class folders with images in them "
@@ -134,46 +135,23 @@ class FolderSource(Source):
         return str(self.paths[index])
 
     def fingerprint(self) -> str:
-        sizes = (f"{p.relative_to(self.root)}:{p.stat().st_size}" for p in self.paths)
-        return digest([*self.class_names, *sizes])
+        return digest([*self.class_names, self.content])
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all files, kept because both halves of a split ask for it."""
+        parts = ((p.relative_to(self.root).as_posix(), ends_of(p)) for p in self.paths)
+        return digest(part for pair in parts for part in pair)
 
 
 class ParquetSource(Source):
     """Parquet files with an image column (bytes, or Hugging Face's {bytes, path}) and labels."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from vitkit.data.parquet import read_parquet  # pyarrow takes a while to import
 
         self.paths = list(paths)
-        try:
-            tables = [pq.read_table(path, memory_map=True) for path in self.paths]
-            table = pa.concat_tables(tables, promote_options="default")
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-            raise DataError(
-                f"{self.title()}: not readable as parquet: {first_line(error)}"
-            ) from error
-        image_column, label_column = find_columns(table.schema, self.title())
-        images = table.column(image_column)
-        if pa.types.is_struct(images.type):
-            images = pa.chunked_array([part.field("bytes") for part in images.chunks], pa.binary())
-        self.images = images
-        labels = table.column(label_column)
-        if labels.null_count:
-            raise DataError(
-                f"{self.title()}: {labels.null_count} of {len(labels)} labels are missing in the "
-                f"column {label_column!r}; every row needs one"
-            )
-        values = labels.to_numpy()
-        if len(values) == 0:
-            raise DataError(f"{self.title()}: found no rows; expected images and labels")
-        if values.dtype.kind in "iu":
-            top = max(int(values.max()), 0)
-            names = class_names_in(table.schema, label_column) or [str(i) for i in range(top + 1)]
-        else:  # names as labels
-            names, values = np.unique(values.astype(str), return_inverse=True)
-        self.class_names = [str(name) for name in names]
-        self.labels = checked_labels(values, self.class_names, self.title())
+        self.images, self.labels, self.class_names = read_parquet(self.paths, self.title())
 
     def title(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
@@ -186,8 +164,12 @@ class ParquetSource(Source):
         return f"{self.title()} row {index}"
 
     def fingerprint(self) -> str:
-        sizes = (f"{path.name}:{path.stat().st_size}" for path in self.paths)
-        return digest([*self.class_names, self.labels.tobytes(), *sizes])
+        return digest([*self.class_names, self.labels.tobytes(), self.content])
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all images, kept because both halves of a split ask for it."""
+        return digest(memoryview(value.as_buffer() or b"") for value in self.images)
 
 
 class Concatenated(Source):
@@ -276,17 +258,11 @@ def digits() -> Splits:
 def held_out(
     source: Source, name: str, share: float = 0.1, at_most: int = 10_000, seed: int = 0
 ) -> Splits:
-    """Split off `share` of every class for validation, `at_most` images in all.
+    """Split off about `share` of every class for validation, `at_most` images in all.
 
     A pure function of the labels and the seed; every class keeps at least one training image.
     """
-    share = min(share, at_most / max(1, len(source)))
-    random = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(source.labels):
-        members = random.permutation(np.flatnonzero(source.labels == label))
-        chosen.append(members[: min(round(len(members) * share), len(members) - 1)])
-    val = np.sort(np.concatenate(chosen))[:at_most]
+    val = held_out_indices(source.labels, share, at_most, seed)
     if len(val) == 0:
         raise DataError(
             f"{name}: {len(source)} images of {len(source.class_names)} classes are too few to "
@@ -299,8 +275,8 @@ def held_out(
 def open_data(data: str | Path | Splits | Source | Sequence[str | Path]) -> Splits:
     """DATA as users name it -> its splits.
 
-    "digits"; a folder of class folders, of train/ and val/ with class folders in them, or of
-    parquet files; one or more parquet files; several of these. Raises DataError.
+    "digits"; a folder of class folders, of train/, val/ and test/ with class folders in them, or
+    of parquet files; one or more parquet files; several of these. Raises DataError.
     """
     if isinstance(data, Splits):
         return data
@@ -314,9 +290,17 @@ def open_data(data: str | Path | Splits | Source | Sequence[str | Path]) -> Spli
     opened = [open_one(word) for word in words]
     if len(opened) == 1:
         return opened[0]
-    vals = [splits.val for splits in opened if splits.val is not None]
-    train = Concatenated([splits.train for splits in opened])
-    return Splits(opened[0].name, train, Concatenated(vals) if vals else None)
+    return Splits(
+        opened[0].name,
+        Concatenated([splits.train for splits in opened]),
+        joined(splits.val for splits in opened),
+        joined(splits.test for splits in opened),
+    )
+
+
+def joined(parts: Iterable[Source | None]) -> Source | None:
+    given = [part for part in parts if part is not None]
+    return Concatenated(given) if given else None
 
 
 def open_one(word: str | Path) -> Splits:
@@ -327,34 +311,33 @@ def open_one(word: str | Path) -> Splits:
         if not is_parquet(path):
             raise DataError(f"{path}: a file, but not parquet; expected a folder or parquet files")
         return Splits(str(path), ParquetSource([path]))
-    folders = {SPLITS.get(p.name.lower(), p.name.lower()): p for p in path.iterdir() if p.is_dir()}
-    if "train" in folders:
-        train, held = folders["train"], folders.get("val", folders.get("test"))
-        return Splits(str(path), open_flat(train), open_flat(held) if held else None)
-    files: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
-    for file in sorted(path.glob("*.parquet")):
-        start = file.name.lower().split("-")[0].split(".")[0]
-        files[SPLITS.get(start, start) if SPLITS.get(start, start) in files else "train"].append(
-            file
-        )
-    if any(files.values()):
-        train, held = files["train"], files["val"] or files["test"]
-        if not train:
-            train, held = held, []
-        return Splits(str(path), ParquetSource(train), ParquetSource(held) if held else None)
-    return Splits(str(path), FolderSource(path))
+    parts: dict[str, Path | list[Path]] = {**(split_folders(path) or split_files(path))}
+    if not parts:
+        return Splits(str(path), FolderSource(path))
+    if "train" not in parts:  # only to evaluate on, say; then it is all there is
+        parts["train"] = parts.pop("val" if "val" in parts else "test")
+    train, val = open_part(parts["train"]), parts.get("val")
+    test = open_test(parts["test"]) if "test" in parts else None
+    return Splits(str(path), train, open_part(val) if val else None, test)
 
 
-def open_flat(path: Path) -> Source:
-    """A folder of one split: class folders, or parquet files."""
-    files = sorted(path.glob("*.parquet"))
-    return ParquetSource(files) if files else FolderSource(path)
+def open_part(part: Path | list[Path]) -> Source:
+    """One split: its parquet files, or a folder that has parquet files or class folders in it."""
+    files = part if isinstance(part, list) else parquet_files(part)
+    return ParquetSource(files) if files or isinstance(part, list) else FolderSource(part)
+
+
+def open_test(part: Path | list[Path]) -> Source | None:
+    """Many a test split is published without labels; that must not keep anyone from training."""
+    try:
+        return open_part(part)
+    except DataError as error:
+        warnings.warn(f"the test split is passed over: {error}", stacklevel=2)
+        return None
 
 
 def image_side(source: Source, looked_at: int = 16) -> int:
     """The median shorter side of a few images spread over the source, in pixels."""
-    from vitkit.data.decode import ImageError
-
     sides = []
     for index in np.linspace(0, len(source) - 1, min(looked_at, len(source))).astype(int):
         try:
@@ -366,65 +349,6 @@ def image_side(source: Source, looked_at: int = 16) -> int:
     return int(np.median(sides))
 
 
-def existing(word: str | Path) -> Path:
-    path = Path(word).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"{path}: no such file or folder; DATA is a folder, parquet files or 'digits'"
-        )
-    return path
-
-
-def is_parquet(word: str | Path) -> bool:
-    return str(word).endswith(".parquet")
-
-
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def find_columns(schema, title: str) -> tuple[str, str]:
-    """The image and the label column of a parquet schema; DataError naming the columns found."""
-    import pyarrow as pa
-
-    image = label = None
-    for field in schema:
-        is_struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-        is_label = pa.types.is_integer(field.type) or pa.types.is_string(field.type)
-        if image is None and (is_struct or is_bytes):
-            image = field.name
-        if is_label and (label is None or field.name in ("label", "labels")):
-            label = field.name
-    if image is None or label is None:
-        found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
-        raise DataError(
-            f"{title}: found the columns {found}; expected an image column (bytes, or a struct "
-            "with bytes) and a label column (integers or names)"
-        )
-    return image, label
-
-
-def class_names_in(schema, column: str) -> list[str] | None:
-    """The names that Hugging Face's schema metadata gives for a ClassLabel column."""
-    try:
-        info = json.loads((schema.metadata or {})[b"huggingface"])
-        return info["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def checked_labels(values: Iterable[int], class_names: Sequence[str], title: str) -> np.ndarray:
-    labels = np.asarray(values, dtype=np.int64)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(wrong):
-        raise DataError(
-            f"{title}: {len(wrong)} labels are out of range, the first is {labels[wrong[0]]} in "
-            f"row {wrong[0]}; expected 0 to {len(class_names) - 1} for {len(class_names)} classes"
-        )
-    return labels
-
-
 def require_classes(source: Source, title: str) -> None:
     """DataError unless there are images of at least two classes."""
     present = np.unique(source.labels)
@@ -434,28 +358,3 @@ def require_classes(source: Source, title: str) -> None:
             f"{title}: found {len(source)} images of {len(present)} class ({names}); "
             "expected at least two classes"
         )
-
-
-def found_in(folder: Path) -> str:
-    """A few words on what a folder holds, for messages."""
-    entries = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
-    return some(entries) if entries else "an empty folder"
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def digest(parts: Iterable[str | bytes]) -> str:
-    """SHA-256 over parts, each with its length, in hexadecimal."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
+MOST_ASPECT = 4  # of an image whose shorter side is resized; a longer one is cut in the middle
 HALF = (0.5, 0.5, 0.5)  # the authors' mean and std: pixels 0..255 become -1..1
 
 
@@ -53,13 +55,16 @@ class Preprocessing:
             )
         before_crop = self.resize_to if self.resize_to is not None else self.image_size
         sides = (before_crop, before_crop) if isinstance(before_crop, int) else before_crop
+        if len(sides) != 2 or not all(isinstance(n, int) for n in sides):
+            raise ValueError(f"resize_to is {self.resize_to!r}; it must be (height, width), pixels")
         if any(before < after for before, after in zip(sides, self.image_size, strict=True)):
             raise ValueError(
                 f"resize_to {self.resize_to!r} is smaller than the crop {self.image_size}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ValueError(
-                f"mean {self.mean!r} and std {self.std!r} need three values, std above 0"
+                f"mean {self.mean!r} and std {self.std!r} need three finite values, std above 0"
             )
 
     @classmethod
@@ -78,6 +83,8 @@ class Preprocessing:
         return cls(image_size, "direct", size, truncate=True)
 
     def __call__(self, image: Tensor) -> Tensor:  # uint8 (3, H, W) -> float32 (3, h, w)
+        if isinstance(self.resize_to, int):
+            image = without_far_ends(image)
         image = resize(image.float(), self.target(image), self.interpolation, self.antialias)
         if self.truncate:
             image = image.clamp(0, 255).floor()
@@ -93,6 +100,17 @@ class Preprocessing:
             scale = self.resize_to / min(height, width)
             return round(height * scale), round(width * scale)
         return self.resize_to
+
+
+def without_far_ends(image: Tensor) -> Tensor:
+    """A very long or very high image, cut in the middle to an aspect of MOST_ASPECT.
+
+    For an image whose shorter side is resized: the crop is a square of that side at most, and
+    what lies far from the middle would take gigabytes only to be cropped away.
+    """
+    height, width = image.shape[-2:]
+    most = MOST_ASPECT * min(height, width)
+    return centre_crop(image, (min(height, most), min(width, most)))
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -163,5 +181,8 @@ class TrainTransform:
 
     def __call__(self, image: Tensor, random: np.random.Generator) -> Tensor:
         crop = inception_crop(random, image.shape[-2], image.shape[-1], self.crop_area)
-        image = TF.resized_crop(image, *crop, list(self.image_size), antialias=False)
+        image = TF.crop(image, *crop)
+        if self.image_size == (1, 1):
+            image = image.float()  # torch 2.15 cannot resize contiguous uint8 to a single pixel
+        image = TF.resize(image, list(self.image_size), antialias=False).round().to(torch.uint8)
         return image.flip(-1) if self.flip and random.random() < 0.5 else image

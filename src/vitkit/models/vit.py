@@ -57,6 +57,10 @@ class ViTConfig:
             raise ValueError(f"gelu {self.gelu!r} is not known; choose 'tanh' or 'erf'")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        if not 0 < self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps is {self.norm_eps}; it must be above 0")
+        if not math.isfinite(self.head_bias):
+            raise ValueError(f"head_bias is {self.head_bias}; it must be a finite number")
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,9 +16,9 @@ from torch import Tensor
 from vitkit.checkpoints.bundle import Bundle, CheckpointError, read_bundle, write_bundle
 from vitkit.checkpoints.convert import read_npz
 from vitkit.data.decode import ImageError, decode, decode_by_pillow
-from vitkit.data.sources import is_image
+from vitkit.data.folders import images_in
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import VitkitError
+from vitkit.errors import UsageError, VitkitError
 from vitkit.models.vit import VisionTransformer
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
@@ -56,6 +56,13 @@ class Model:
             raise CheckpointError(
                 f"{len(class_names)} class names given for a net of {net.config.classes} classes"
             )
+        if preprocessing.image_size != net.config.image_size:
+            made, read = ("x".join(map(str, size)) for size in (
+                preprocessing.image_size, net.config.image_size))  # fmt: skip
+            raise CheckpointError(
+                f"the preprocessing makes images of {made} pixels (height x width), but the net "
+                f"reads {read}; give a preprocessing of that size"
+            )
         self.net = net.eval()
         self.class_names = list(class_names)
         self.preprocessing = preprocessing
@@ -70,6 +77,7 @@ class Model:
         a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), or several of these. An image that cannot
         be read gives a Prediction with its `error`; a path that does not exist is a VitkitError.
         """
+        at_least_one("top", top)
         predictions = []
         for group in grouped(self.prepared(images), batch_size):
             tensors = [tensor for _, tensor in group if isinstance(tensor, Tensor)]
@@ -171,17 +179,27 @@ def pictures(images: Picture | Iterable[Picture]) -> Iterator[tuple[str, Picture
     single = isinstance(images, str | Path | bytes | Image.Image)
     if isinstance(images, np.ndarray | Tensor):
         single = images.ndim < 4
-    for number, picture in enumerate([images] if single else images):  # type: ignore[arg-type]
+    given: Iterable[Picture] = [images] if single else images  # type: ignore[assignment]
+    if isinstance(given, Collection):  # the last path too, before hours of work on the others
+        for picture in given:
+            if isinstance(picture, str | Path):
+                existing(picture)
+    for number, picture in enumerate(given):
         if not isinstance(picture, str | Path):
             yield f"image {number}", picture
             continue
-        path = Path(picture).expanduser()
+        path = existing(picture)
         if path.is_dir():
-            yield from ((str(file), file) for file in sorted(path.rglob("*")) if is_image(file))
-        elif path.exists():
-            yield str(path), path
+            yield from ((str(file), file) for file in images_in(path))
         else:
-            raise VitkitError(f"{path}: no such image or folder")
+            yield str(path), path
+
+
+def existing(picture: str | Path) -> Path:
+    path = Path(picture).expanduser()
+    if not path.exists():
+        raise VitkitError(f"{path}: no such image or folder")
+    return path
 
 
 def to_pixels(picture: Picture) -> Tensor:
@@ -191,7 +209,12 @@ def to_pixels(picture: Picture) -> Tensor:
     if isinstance(picture, bytes):
         return decode(picture)
     if isinstance(picture, Image.Image):
-        return decode_by_pillow(picture)
+        if 0 in picture.size:
+            raise ImageError(f"a picture of {picture.width}x{picture.height} pixels")
+        try:
+            return decode_by_pillow(picture)
+        except Exception as error:  # Pillow decodes only now, and raises many kinds
+            raise ImageError(f"cannot be decoded: {error}") from error
     array = np.asarray(picture)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=-1)
@@ -200,7 +223,13 @@ def to_pixels(picture: Picture) -> Tensor:
     return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
-def grouped(items: Iterable, size: int) -> Iterator[list]:
+def at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{name} is {value}; it must be 1 or more")
+
+
+def grouped(items: Iterable, batch_size: int) -> Iterator[list]:
+    at_least_one("batch_size", batch_size)
     iterator = iter(items)
-    while group := list(islice(iterator, size)):
+    while group := list(islice(iterator, batch_size)):
         yield group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ KINDS = (".csv", ".json", ".parquet")
 
 
 def check_table_path(path: Path) -> Path:
-    """UsageError unless the suffix names a kind of table and the folder can be there."""
+    """UsageError unless the suffix names a kind of table."""
     if path.suffix not in KINDS:
         raise UsageError(
             f"{path}: tables are written as {', '.join(KINDS)}; end the name with one of these"
@@ -28,7 +28,8 @@ def check_table_path(path: Path) -> Path:
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """image, label, probability, error, then label_2, probability_2 and so on for the next ones.
 
-    In JSON the likeliest classes are a list, `top`. The file is whole or not there.
+    In JSON the likeliest classes are a list, `top`. The file is whole or not there. A file name
+    that is no UTF-8 is written with the odd bytes as escapes.
     """
     check_table_path(path)
     if path.suffix == ".json":
@@ -37,31 +38,54 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
              "top": [{"label": name, "probability": share} for name, share in p.top]}
             for p in predictions
         ]  # fmt: skip
-        write_whole(path, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        write_whole(path, utf8(json.dumps(rows, indent=2, ensure_ascii=False) + "\n"))
     elif path.suffix == ".csv":
-        text = io.StringIO()
-        rows = flat_rows(predictions)
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(path, text.getvalue())
+        columns, rows = table_of(predictions)
+        write_whole(path, utf8("".join(csv_line(row) for row in [columns, *rows])))
     else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.tmp")
-        pq.write_table(pa.Table.from_pylist(flat_rows(predictions)), fresh)
-        fresh.replace(path)
+        write_whole(path, parquet_bytes(*table_of(predictions)))
 
 
-def flat_rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    most = max((len(p.top) for p in predictions), default=1)
+def table_of(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[Any]]]:
+    """The names of the columns, and the rows."""
+    most = max((len(p.top) for p in predictions), default=0)
+    columns = ["image", "label", "probability", "error"]
+    for place in range(2, most + 1):
+        columns += [f"label_{place}", f"probability_{place}"]
     rows = []
     for p in predictions:
-        row = {"image": p.image, "label": p.label, "probability": p.probability, "error": p.error}
-        for place in range(1, most):
-            name, share = p.top[place] if place < len(p.top) else (None, None)
-            row |= {f"label_{place + 1}": name, f"probability_{place + 1}": share}
-        rows.append(row)
-    return rows
+        row = [p.image, p.label, p.probability, p.error]
+        for name, share in p.top[1:]:
+            row += [name, share]
+        rows.append(row + [None] * (len(columns) - len(row)))
+    return columns, rows
+
+
+def csv_line(row: Iterable[Any]) -> str:
+    """A line that ends in a newline. The writer quotes a lone carriage return only where its own
+    lines end in one."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(row)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def parquet_bytes(columns: list[str], rows: list[list[Any]]) -> bytes:
+    """The types do not depend on the values, so that tables of several runs can be joined."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = [pa.float64() if name.startswith("probability") else pa.string() for name in columns]
+    cells = [[utf8(v).decode() if isinstance(v, str) else v for v in row] for row in rows]
+    content = {
+        name: pa.array([row[place] for row in cells], kind)
+        for place, (name, kind) in enumerate(zip(columns, kinds, strict=True))
+    }
+    file = io.BytesIO()
+    pq.write_table(pa.table(content), file)
+    return file.getvalue()
+
+
+def utf8(text: str) -> bytes:
+    """Lone surrogates, which stand for bytes of a file name that are no UTF-8, become \\udc..;
+    in JSON that escape is read back as the same surrogate."""
+    return text.encode("utf-8", "backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
@@ -16,7 +17,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = 0.1
-    """Decoupled, times the learning rate; not on biases, norms, class token and positions."""
+    """Times the learning rate; not on biases, norms, class token and positions."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     momentum: float = 0.9
@@ -64,11 +65,11 @@ class TrainConfig:
     head_bias: float = 0.0
     """First bias of the head; the authors take -10 with the sigmoid loss on 21,843 classes."""
     steps: int | None = None
-    """Length of the run in steps; counts before minutes and epochs."""
+    """Length of the run in steps. Of steps, minutes and epochs one counts."""
     minutes: float | None = None
     """Length as a time for the whole training; a short probe turns it into steps."""
-    epochs: float = 30.0
-    """Length as passes over the training images, where neither steps nor minutes are given."""
+    epochs: float | None = None
+    """Length as passes over the training images."""
     batch_size: int = 128
     """Images in one step."""
     accumulation: int = 1
@@ -94,43 +95,75 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        at_least = {
-            "batch_size": 1, "accumulation": 1, "threads": 0, "steps": 1, "evaluate_every": 1,
-            "save_every": 1, "seed": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} is {value}; it must be at least {least}")
+        for name, value in flat(self).items():
+            check(name, value)
         if self.accumulation > self.batch_size:
             raise UsageError(
                 f"accumulation is {self.accumulation}, more than the batch size {self.batch_size}"
             )
-        positive = {"minutes": self.minutes, "epochs": self.epochs,
-                    "optimizer.learning_rate": self.optimizer.learning_rate}  # fmt: skip
-        for name, value in positive.items():
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{name} is {value}; it must be above 0")
-        shares = {
-            "dropout": self.dropout, "label_smoothing": self.label_smoothing,
-            "polyak": self.polyak, "schedule.warmup_share": self.schedule.warmup_share,
-        }  # fmt: skip
-        for name, value in shares.items():
-            if not 0 <= value < 1:
-                raise UsageError(f"{name} is {value}; it must be at least 0 and below 1")
-        low, high = self.augment.crop_area
-        if not 0 < low <= high <= 1:
-            raise UsageError(f"augment.crop_area is {low} to {high}; it must lie in (0, 1]")
+
+
+CHOICES = {
+    "optimizer.name": ("adamw", "sgd"),
+    "schedule.kind": ("cosine", "linear"),
+    "pooling": ("token", "mean"),
+    "loss": ("softmax", "sigmoid"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+
+# Name: (least, most, whether both may be reached). None as a value is always allowed.
+RANGES = {
+    **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every"),
+                    (1, math.inf, True)),
+    **dict.fromkeys(("threads", "seed", "schedule.warmup_steps"), (0, 2**31, True)),
+    **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate"), (0, math.inf, False)),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end"),
+                    (0, 1e9, True)),
+    **dict.fromkeys(("dropout", "label_smoothing", "polyak", "schedule.warmup_share",
+                     "optimizer.momentum", "optimizer.betas"), (0, 0.9999999, True)),
+    "augment.crop_area": (1e-6, 1, True),
+    "image_size": (1, 2**15, True),
+    "head_bias": (-1e9, 1e9, True),
+}  # fmt: skip
+
+
+def check(name: str, value: Any) -> None:
+    """UsageError where a field's value cannot be."""
+    if name in CHOICES:
+        named(name, value, CHOICES[name])
+    if name not in RANGES or value is None:
+        return
+    least, most, reached = RANGES[name]
+    values = value if isinstance(value, tuple | list) else (value,)
+    for one in values:
+        inside = least <= one <= most if reached else least < one < most
+        if not inside:
+            bounds = f"between {least:g} and {most:g}" if reached else f"above {least:g}, finite"
+            if reached and most == math.inf:
+                bounds = f"at least {least:g}"
+            raise UsageError(f"{name} is {value}; it must be {bounds}")
+    if name == "augment.crop_area" and value[0] > value[1]:
+        raise UsageError(f"{name} is {value}; the smaller share comes first")
 
 
 SHORT_NAMES = {"learning_rate": "optimizer.learning_rate"}  # the commonest have short names
+
+LENGTHS = ("steps", "minutes", "epochs")  # one of them decides how long a run is
 
 # Fields that may differ when a run is resumed: they decide speed, not results.
 HARMLESS = {"threads", "save_every"}
 
 
 def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """The config with some fields changed, nested ones by dotted name; UsageError if unknown."""
+    """The config with some fields changed, nested ones by dotted name; UsageError if unknown.
+
+    A length given in `values` takes the place of the config's own.
+    """
+    given = [name for name in LENGTHS if values.get(name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are given; give one length")
+    if given:
+        config = replace(config, **dict.fromkeys(LENGTHS))
     for name, value in values.items():
         dotted = SHORT_NAMES.get(name, name).replace("-", "_")
         named("field", dotted, flat(config))

@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from vitkit.files import write_whole
+
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -75,7 +77,7 @@ def cut_back(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    write_whole(path, "".join(kept))
 
 
 def memory_used() -> int:

@@ -82,7 +82,17 @@ def train(
     meter = Meter(setup.config.batch_size)
     try:
         with StopSignals() as stop:
-            while state.step < setup.steps:
+            while True:
+                if stop.received is None and evaluation_is_due(state, setup):
+                    evaluate_now(setup, state, evaluate, keep_best, log)
+                    meter.restart()
+                if stop.received is not None or is_due(setup.save_every, state, setup):
+                    saved = save_state(checkpoints, state)
+                    meter.restart()
+                    if stop.received is not None:
+                        raise Interrupted(stop.received, saved)
+                if state.step == setup.steps:
+                    return
                 learning_rate = rate(state.step)
                 loss, norm = train_step(setup, state, next(batches), learning_rate)
                 state.step += 1
@@ -96,14 +106,6 @@ def train(
                         "memory_bytes": memory_used(),
                     }  # fmt: skip
                     log.record(state.step, "train", values)
-                if stop.received is None and is_due(setup.evaluate_every, state, setup):
-                    evaluate_now(setup, state, evaluate, keep_best, log)
-                    meter.restart()
-                if stop.received is not None or is_due(setup.save_every, state, setup):
-                    saved = save_state(checkpoints, state)
-                    meter.restart()
-                    if stop.received is not None:
-                        raise Interrupted(stop.received, saved)
     finally:
         batches.close()
 
@@ -135,7 +137,7 @@ def train_step(
     if not torch.isfinite(norm):
         raise Diverged(
             f"step {state.step}: the gradient is not finite (loss {float(total):.3g}); the weights "
-            "are as they were; lower --learning-rate, or clip with --optimizer.clip-norm 1"
+            "are as they were before this step; start again with a lower --learning-rate"
         )
     state.optimizer.step()
     if state.average is not None:
@@ -153,13 +155,19 @@ def evaluate_now(
     metrics = evaluate(state.evaluated())
     log.record(state.step, "evaluation", metrics)
     log.say(f"step {state.step}/{setup.steps}  top-1 {metrics['top1']:.1%} on the held-out images")
+    state.evaluated_at = state.step
     if metrics["top1"] > state.best.get("top1", -1.0):
         state.best = metrics
         keep_best()
 
 
 def is_due(every: int, state: TrainState, setup: Setup) -> bool:
-    return state.step % every == 0 or state.step == setup.steps
+    return state.step > 0 and (state.step % every == 0 or state.step == setup.steps)
+
+
+def evaluation_is_due(state: TrainState, setup: Setup) -> bool:
+    """Also where a run was stopped before it could evaluate at this step."""
+    return state.evaluated_at < state.step and is_due(setup.evaluate_every, state, setup)
 
 
 def learning_rates(setup: Setup) -> Callable[[int], float]:
@@ -187,9 +195,12 @@ def steps_in(seconds: float, setup: Setup, state: TrainState, stream: TrainingSt
         each = (time.perf_counter() - begin) / timed
     finally:
         batches.close()
-    # A forward pass is a third of a step's work.
-    evaluation = EVALUATIONS * held_out * each / setup.config.batch_size / 3
-    left = seconds - (time.perf_counter() - started) - evaluation
+    left = seconds - (time.perf_counter() - started)
+    evaluation = held_out * each / setup.config.batch_size / 3  # forward is a third of a step
+    if setup.config.evaluate_every is None:
+        left -= EVALUATIONS * evaluation
+    else:
+        each += evaluation / setup.config.evaluate_every
     return max(1, int(left / each))
 
 

@@ -34,6 +34,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None  # the Polyak average
     step: int = 0  # steps done
+    evaluated_at: int = 0  # the step of the newest evaluation
     best: dict[str, float] = field(default_factory=dict)  # the evaluation with the best top-1
 
     def evaluated(self) -> nn.Module:
@@ -44,11 +45,13 @@ class TrainState:
 def save_state(runs_checkpoints: Path, state: TrainState) -> Path:
     """Write step-NNNNNNNN, with a manifest of sizes and hashes, and drop the oldest states."""
     folder = runs_checkpoints / f"step-{state.step:08d}"
-    if folder.exists():
+    if folder.exists() and problem_with(folder) is None:
         return folder  # a step is saved once
     with whole_folder(folder) as fresh:
         save_file(tensors_of(state), fresh / TENSORS)
-        progress = {"step": state.step, "best": state.best}
+        progress = {
+            "step": state.step, "evaluated_at": state.evaluated_at, "best": state.best,
+        }  # fmt: skip
         (fresh / PROGRESS).write_text(json.dumps(progress))
         manifest = {name: facts(fresh / name) for name in (TENSORS, PROGRESS)}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -58,13 +61,22 @@ def save_state(runs_checkpoints: Path, state: TrainState) -> Path:
 
 
 def newest_state(runs_checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest state whose hashes are right, and a sentence for each damaged newer one."""
+    """The newest state whose hashes are right, and a sentence for each damaged newer one.
+
+    Damaged states are renamed, so that they are not counted among those kept, and what a killed
+    process left half-written is removed.
+    """
+    for left in runs_checkpoints.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
     damaged = []
     for folder in sorted(runs_checkpoints.glob("step-*"), reverse=True):
         problem = problem_with(folder)
         if problem is None:
             return folder, damaged
-        damaged.append(problem)
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        damaged.append(f"{problem}; it is now {aside.name}")
     return None, damaged
 
 
@@ -87,6 +99,7 @@ def load_state(folder: Path, state: TrainState) -> None:
             raise StateError(f"{folder}: its {name} is of another net: {error}") from error
     progress = json.loads((folder / PROGRESS).read_text())
     state.step, state.best = progress["step"], progress["best"]
+    state.evaluated_at = progress["evaluated_at"]
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:

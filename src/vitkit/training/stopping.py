@@ -16,8 +16,10 @@ class Interrupted(VitkitError):
     def __init__(self, number: int, folder: Path) -> None:
         self.exit_code = 128 + number  # 130 for Ctrl-C, 143 for SIGTERM
         name = signal.Signals(number).name
-        super().__init__(f"stopped by {name} with its state saved in {folder}; the same command "
-                         "with --resume auto goes on from there")  # fmt: skip
+        super().__init__(
+            f"stopped by {name}, the state saved in {folder}; the same command with --resume auto "
+            "goes on from there"
+        )
 
 
 class StopSignals:

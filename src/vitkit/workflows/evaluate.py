@@ -30,10 +30,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """{"metrics": {...}, "images": ..., "seconds": ..., ...}; metrics are shares between 0 and 1.
 
-    "top-k" scores every image of DATA (its validation split, where it has one) and matches classes
-    by name. "few-shot" fits a linear classifier in closed form on 1, 5, 10 and 25 images of each
-    class from `train`, DATA's own training split, or a half held apart, and scores the others; the
-    classes may be any, and `l2` is the penalty.
+    "top-k" scores every image of DATA (its test split, where it has one, else its validation
+    split, else all) and matches classes by name. "few-shot" fits a linear classifier in closed form
+    on 1, 5, 10 and 25 images of each class from `train`, DATA's own training split, or a half held
+    apart, and scores the others; the classes may be any, and `l2` is the penalty.
     """
     named("protocol", protocol, PROTOCOLS)
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
@@ -44,7 +44,7 @@ def evaluate(
         pool, scored = few_shot_sources(splits, None if train is None else open_data(train).train)
         metrics = few_shot_metrics(model, pool, scored, l2, threads)
     else:
-        scored = splits.val or splits.train
+        scored = splits.test or splits.val or splits.train
         metrics = top_k_metrics(model, scored, splits.name, threads)
     return {
         "metrics": metrics,
@@ -78,9 +78,15 @@ def class_numbers(known: list[str], given: list[str], title: str):
 def few_shot_sources(splits, train: Source | None) -> tuple[Source, Source]:
     """Images to take shots from and images to score."""
     if train is not None:
-        if train.class_names != (splits.val or splits.train).class_names:
-            raise DataError(f"the classes of --train differ from those of {splits.name}")
-        return train, splits.val or splits.train
+        scored = splits.test or splits.val or splits.train
+        if train.class_names != scored.class_names:
+            raise DataError(
+                f"found the classes {some(train.class_names)} to take shots from, but "
+                f"{some(scored.class_names)} in {splits.name}; expected the same names in both"
+            )
+        return train, scored
+    if splits.test is not None:
+        return splits.train, splits.test
     if splits.val is None:
         splits = held_out(splits.train, splits.name, share=0.5, at_most=len(splits.train))
     assert splits.val is not None  # held_out makes one

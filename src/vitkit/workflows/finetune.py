@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, named
 from vitkit.models.positions import resize_net
 from vitkit.models.variants import name_of
@@ -38,10 +39,11 @@ def finetune(
     task = open_task(data)
     final = override(config or recipe_config(task, recipe, model), fields)
     net = net_config(final, task, model)
-    parent = {"checkpoint": str(getattr(checkpoint, "provenance", checkpoint)), **model.provenance}
+    name = "in memory" if isinstance(checkpoint, Model) else str(checkpoint)
     return train_run(
         "finetune", task, final, lambda: adapted(model.net, net), out=out, resume=resume,
-        device=device, quiet=quiet, provenance={"from": parent},
+        device=device, quiet=quiet, parent={"checkpoint": name, **model.provenance},
+        preprocessing=preprocessing_at(model.preprocessing, final.image_size),
     )  # fmt: skip
 
 
@@ -69,6 +71,20 @@ def net_config(config: TrainConfig, task: Task, model: Model) -> ViTConfig:
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def preprocessing_at(before: Preprocessing, image_size: tuple[int, int]) -> Preprocessing:
+    """The checkpoint's preprocessing for another image size, a crop keeping its share."""
+    scale = image_size[0] / before.image_size[0]
+    size = before.resize_to
+    if isinstance(size, int):
+        size = max(round(size * scale), *image_size)
+    elif size is not None:
+        size = (
+            max(round(size[0] * scale), image_size[0]),
+            max(round(size[1] * scale), image_size[1]),
+        )
+    return replace(before, image_size=image_size, resize_to=size)
 
 
 def adapted(net: VisionTransformer, new: ViTConfig) -> VisionTransformer:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitkit.checkpoints.bundle import Bundle, write_bundle
 from vitkit.data.pipeline import TrainingStream, evaluation_batches
 from vitkit.data.transforms import Preprocessing, TrainTransform
+from vitkit.errors import UsageError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.vit import VisionTransformer, ViTConfig
@@ -61,16 +62,22 @@ def train_run(
     out: str | Path | None = None,
     resume: str | None = None,
     device: str = "auto",
-    provenance: dict[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+    parent: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Train a net on a task into a run directory (docs/design.md, "A run directory")."""
+    """Train a net on a task into a run directory (docs/design.md, "A run directory").
+
+    `preprocessing` is by default the authors' direct resize; `parent` says what checkpoint the net
+    comes from.
+    """
     began = time.perf_counter()
+    preprocessing = preprocessing or Preprocessing.direct(config.image_size)
     folder, saved = run_folder(out or f"runs/{kind}", resume)
-    recorded = check_resumed(folder, config, task) if saved else {}
+    recorded = check_resumed(folder, kind, config, task, parent) if saved else {}
     torch.manual_seed(config.seed)
     net = make_net()
-    setup = choose_setup(config, net.config, device, recorded)
+    setup = choose_setup(config, net.config, preprocessing, device, recorded)
     net.to(setup.device)
     transform = TrainTransform(config.image_size, config.augment.crop_area, config.augment.flip)
     stream = TrainingStream(task.train, transform, config.batch_size, config.seed, config.threads)
@@ -85,10 +92,10 @@ def train_run(
         if saved:
             load_state(saved, state)
         else:
-            write_run_config(folder, kind, setup, task)
+            write_run_config(folder, kind, setup, task, parent)
         lineage = {
             "kind": kind, "model": config.model, "recipe": config.recipe, "steps": steps,
-            "data": task.name, "data_fingerprint": task.fingerprint, **(provenance or {}),
+            "data": task.name, "data_fingerprint": task.fingerprint, "from": parent,
         }  # fmt: skip
         opening = f"{plan(kind, net.config, config, task, setup)}\nrun {folder}"
         train_into(folder, opening, setup, state, stream, task, lineage, quiet)
@@ -116,7 +123,7 @@ def train_into(
 
     def evaluate(net: nn.Module) -> dict[str, float]:
         batches = evaluation_batches(
-            task.val, setup.preprocessing, EVALUATION_BATCH, setup.config.threads
+            task.val, setup.preprocessing, EVALUATION_BATCH, setup.config.threads, stream.bad
         )
         return top_k(predictor(net, setup), batches)
 
@@ -124,12 +131,16 @@ def train_into(
         log.say(opening + (f", resumed at step {state.step:,}" if state.step else ""))
         train(setup, state, stream, evaluate, partial(write, "best"), log, folder / "checkpoints")
         for name, reason in stream.bad.reasons.items():
-            log.say(f"replaced a bad image: {name}: {reason}")
+            log.say(f"passed over a bad image: {name}: {reason}")
     write("last")
 
 
 def choose_setup(
-    config: TrainConfig, net: ViTConfig, device: str, recorded: dict[str, Any]
+    config: TrainConfig,
+    net: ViTConfig,
+    preprocessing: Preprocessing,
+    device: str,
+    recorded: dict[str, Any],
 ) -> Setup:
     """Device, precision and threads by a look at the machine, or as a resumed run recorded them."""
     place = choose_device(device)
@@ -139,7 +150,7 @@ def choose_setup(
     if recorded:
         precision = Precision(recorded["precision"], "as the run was started")
         threads = recorded["torch_threads"]
-    return Setup(config, 1, place, precision, threads, Preprocessing.direct(config.image_size))
+    return Setup(config, 1, place, precision, threads, preprocessing)
 
 
 def predictor(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
@@ -156,9 +167,13 @@ def predictor(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
 
 def fixed_steps(config: TrainConfig, task: Task) -> int | None:
     """The length of the run in steps, from steps or epochs; None where minutes decide."""
-    if config.steps is None and config.minutes is not None:
+    if config.steps is not None:
+        return config.steps
+    if config.minutes is not None:
         return None
-    return config.steps or max(1, round(config.epochs * len(task.train) / config.batch_size))
+    if config.epochs is None:
+        raise UsageError("no length is given; give one of --steps, --minutes and --epochs")
+    return max(1, round(config.epochs * len(task.train) / config.batch_size))
 
 
 def plan(kind: str, net: ViTConfig, config: TrainConfig, task: Task, setup: Setup) -> str:

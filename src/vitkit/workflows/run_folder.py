@@ -53,7 +53,9 @@ def run_folder(wanted: str | Path, resume: str | None) -> tuple[Path, Path | Non
     return folder, saved
 
 
-def check_resumed(folder: Path, config: TrainConfig, task: Task) -> dict[str, Any]:
+def check_resumed(
+    folder: Path, kind: str, config: TrainConfig, task: Task, parent: dict[str, Any] | None
+) -> dict[str, Any]:
     """What the run recorded of its automatic choices; UsageError where the config has changed."""
     recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     before = flat_json(recorded["config"])
@@ -64,8 +66,13 @@ def check_resumed(folder: Path, config: TrainConfig, task: Task) -> dict[str, An
         for name in flat(config)
         if name not in HARMLESS and json.dumps(before.get(name)) != json.dumps(now.get(name))
     ]
-    if recorded["data"]["fingerprint"] != task.fingerprint:
-        different.append("the data")
+    facts = {
+        "the kind of run": (recorded["kind"], kind),
+        "the checkpoint": (recorded["from"], json.loads(json.dumps(parent))),
+        "the data": (recorded["data"]["fingerprint"], task.fingerprint),
+        "the held-out data": (recorded["data"]["held_out_fingerprint"], task.held_out_fingerprint),
+    }
+    different += [name for name, (old, new) in facts.items() if old != new]
     if different:
         raise UsageError(
             f"{folder}: was started with another config: {'; '.join(different)}; give the same "
@@ -86,7 +93,9 @@ def flat_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def write_run_config(folder: Path, kind: str, setup: Setup, task: Task) -> None:
+def write_run_config(
+    folder: Path, kind: str, setup: Setup, task: Task, parent: dict[str, Any] | None
+) -> None:
     """config.json, and split.json where images were held out here."""
     if isinstance(task.val, Subset) and not task.val_given:
         split = {"held_out": task.val.indices.tolist()}
@@ -100,6 +109,7 @@ def write_run_config(folder: Path, kind: str, setup: Setup, task: Task) -> None:
             "precision_why": setup.precision.why, "device": str(setup.device),
             "torch_threads": setup.threads,
         },
+        "from": parent,
         "data": task.record(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "git_commit": git_commit(),

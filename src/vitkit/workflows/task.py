@@ -14,6 +14,7 @@ from vitkit.data.sources import (
     image_side,
     open_data,
     require_classes,
+    some,
 )
 from vitkit.errors import VitkitError
 
@@ -32,6 +33,10 @@ class Task:
         """Of the images trained on."""
         return self.train.fingerprint()
 
+    @cached_property
+    def held_out_fingerprint(self) -> str:
+        return self.val.fingerprint()
+
     def facts(self) -> DataFacts:
         return DataFacts(
             len(self.train), len(self.train.class_names), image_side(self.train),
@@ -42,6 +47,7 @@ class Task:
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
+            "held_out_fingerprint": self.held_out_fingerprint,
             "train_images": len(self.train),
             "held_out_images": len(self.val),
             "held_out": "given by the data" if self.val_given else "split.json",
@@ -61,7 +67,7 @@ def open_task(data: Any) -> Task:
     assert splits.val is not None
     if splits.val.class_names != splits.train.class_names:
         raise VitkitError(
-            f"{splits.name}: the classes to validate on differ from those to train on; expected "
-            f"the same names in both"
+            f"{splits.name}: found the classes {some(splits.val.class_names)} to validate on, but "
+            f"{some(splits.train.class_names)} to train on; expected the same names in both"
         )
     return Task(splits.train, splits.val, splits.name, given)

@@ -1,0 +1,46 @@
+"""What data must be, and short words on what it is, for messages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vitkit.errors import VitkitError
+
+
+class DataError(VitkitError):
+    """The data is not as it must be; the message says what was found and what was expected."""
+
+
+def checked_labels(values: Iterable[int], class_names: Sequence[str], title: str) -> np.ndarray:
+    labels = np.asarray(values, dtype=np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        raise DataError(
+            f"{title}: {len(wrong)} labels are out of range, the first is {labels[wrong[0]]} in "
+            f"row {wrong[0]}; expected 0 to {len(class_names) - 1} for {len(class_names)} classes"
+        )
+    return labels
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def digest(parts: Iterable[str | bytes | memoryview]) -> str:
+    """SHA-256 over parts, each with its length, in hexadecimal."""
+    total = hashlib.sha256()
+    for part in parts:
+        # A folder's name need not be UTF-8; surrogates stand for its odd bytes.
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.hexdigest()
