@@ -67,15 +67,15 @@ def draw_similarity(panel: SubFigure, similarity: Tensor, grid: tuple[int, int])
 
 def draw_predictions(panel: SubFigure, shown: Sequence[tuple[np.ndarray, str, Prediction]]) -> None:
     panel.suptitle(
-        "Held-out digits: what the net says, how sure it is, and the truth where it errs"
+        "Held-out digits: what the net says, how sure it is,\nand the truth where it errs"
     )
-    for axes, (image, truth, prediction) in zip(
-        panel.subplots(2, len(shown) // 2).flat, shown, strict=True
-    ):
+    for axes, (image, truth, prediction) in zip(panel.subplots(4, 5).flat, shown, strict=True):
         right = prediction.label == truth
-        text = f"{prediction.label} {prediction.probability:.0%}" + (
-            "" if right else f" (is {truth})"
-        )
+        text = f"{prediction.label} {prediction.probability:.0%}"
         axes.imshow(image)
         axes.set_axis_off()
-        axes.set_title(text, fontsize=9, color="#2a7a2a" if right else "#c02020")
+        axes.set_title(
+            text if right else f"{text} (is {truth})",
+            fontsize=9,
+            color="#2a7a2a" if right else "#c02020",
+        )
