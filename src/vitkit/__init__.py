@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from vitkit.models.positions import resize_positions as resize_positions
     from vitkit.models.variants import build as build
     from vitkit.prediction.model import load as load
+    from vitkit.workflows.convert import convert as convert
     from vitkit.workflows.demo import demo as demo
     from vitkit.workflows.evaluate import evaluate as evaluate
     from vitkit.workflows.finetune import finetune as finetune
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 FACE = {
     "build": "vitkit.models.variants",
+    "convert": "vitkit.workflows.convert",
     "resize_positions": "vitkit.models.positions",
     "load": "vitkit.prediction.model",
     "pretrain": "vitkit.workflows.pretrain",
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "build",
+    "convert",
     "demo",
     "evaluate",
     "finetune",

@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ HELP = """vitkit: the Vision Transformer, complete.
 
   vitkit demo                                the whole story on real images in about a minute
   vitkit models                              every net: parameters, FLOPs, weights
+  vitkit convert IN OUT --to FORMAT          a checkpoint to bundle, npz, timm, hf, torchvision
   vitkit pretrain DATA                       train a net from random weights
   vitkit finetune DATA --from CHECKPOINT     train a checkpoint on other classes
   vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
@@ -70,7 +71,27 @@ class Models(Common):
     """Every net: parameters, GFLOPs of one image, where weights are published."""
 
     image_size: int | None = None
-    """Side in pixels; by default 224, or 16 patches for the nets for small images."""
+    """Side in pixels; by default the one that each net is usually used at."""
+    published: bool = False
+    """List published weights instead, by the names that every verb takes as a CHECKPOINT."""
+
+
+@dataclass(frozen=True)
+class Convert(Common):
+    """Write a checkpoint of any known format in another one; docs/checkpoints.md lists them."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")] = ""
+    """A bundle, a run, a file (.npz, .safetensors, .pth, .bin), a folder, or hf:owner/name."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
+    """A folder (bundle, timm, hf), or a file (.npz, .safetensors, .pth)."""
+    to: Literal["bundle", "npz", "timm", "hf", "torchvision"] = "bundle"
+    """The format to write."""
+    gelu: Literal["tanh", "erf"] | None = None
+    """Compute with this GELU from now on, for a library that has only one."""
+    revision: str | None = None
+    """Of hf:owner/name, a branch, tag or commit."""
+    dry_run: bool = False
+    """Print where every tensor goes, and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,7 @@ class Finetune(Pretrain):
     """Train a checkpoint on other classes, at another resolution if wanted."""
 
     checkpoint: Annotated[str, tyro.conf.arg(name="from", metavar="CHECKPOINT")] = ""
-    """A bundle, a run, or the authors' .npz."""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +123,7 @@ class Evaluate(Computing):
     """Evaluate a checkpoint on DATA's test images, else those to validate on, else all."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
-    """A bundle, a run, or the authors' .npz."""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     data: Data = ()
     """A folder, parquet files, or 'digits'."""
     protocol: Literal["top-k", "few-shot"] = "top-k"
@@ -118,7 +139,7 @@ class Predict(Computing):
     """Predict the classes of images."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
-    """A bundle, a run, or the authors' .npz."""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     images: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")
     ] = ()
@@ -152,30 +173,106 @@ def demo(argv: list[str]) -> Any:
 
 def models(argv: list[str]) -> Any:
     words = parse(Models(), "models", argv)
-    from rich.console import Console
-    from rich.table import Table
+    return (published if words.published else nets)(words)
 
+
+def nets(words: Models) -> Any:
     from vitkit.models import cost, variants
 
-    table = Table("net", "image", "parameters", "GFLOPs", "published weights", box=None)
     rows = []
     for name, row in variants.VARIANTS.items():
-        side = words.image_size or (224 if row.patch > 8 or row.width >= 384 else 8 * row.patch)
-        if side % row.patch:
-            continue
-        net = variants.config(name, 1000, side)
+        side = words.image_size or row.side
+        try:
+            net = variants.config(name, 1000, side)
+        except UsageError:
+            continue  # a net that cannot read images of this size
         rows.append({"net": name, "image_size": side, "parameters": cost.parameters(net),
                      "flops": cost.flops(net), "weights": row.weights})  # fmt: skip
-        table.add_row(name, f"{side}x{side}", f"{cost.parameters(net):,}",
-                      f"{cost.flops(net) / 1e9:.2f}", row.weights)  # fmt: skip
     if not rows:
         raise UsageError(f"no net's patch divides an image of {words.image_size} pixels; try 224")
-    Console().print(table)
+    print_columns(
+        ("net", "image", "parameters", "GFLOPs", "published weights"),
+        [
+            (row["net"], f"{row['image_size']}x{row['image_size']}", f"{row['parameters']:,}",
+             f"{row['flops'] / 1e9:.2f}", row["weights"]) for row in rows
+        ],
+        right=(2, 3),
+    )  # fmt: skip
     print(
         "\n1,000 classes; GFLOPs of one image, 2 for a multiply-add (the paper's tables count 1)."
     )
-    print('Next: vitkit pretrain DATA --model "ViT-Ti/16"')
+    print('Next: vitkit models --published, or vitkit pretrain DATA --model "ViT-Ti/16"')
     return words, {"models": rows}
+
+
+def published(words: Models) -> Any:
+    from vitkit.checkpoints.published import published_rows
+
+    if words.image_size is not None:
+        raise UsageError("--published lists weights at the size they are for; drop --image-size")
+    rows = published_rows()
+    print_columns(
+        ("name", "net", "image", "top-1", "note"),
+        [
+            (row["name"], row["model"], "x".join(map(str, row["image_size"])),
+             "" if row["accuracy"] is None else f"{row['accuracy']:.2%}", row["note"])
+            for row in rows
+        ],
+        right=(3,),
+    )  # fmt: skip
+    print("\nImageNet top-1 as the publisher states it; a file is fetched when it is first used.")
+    print(f"--json tells where each file and figure is from.\nNext: vitkit predict {rows[0]['name']} "
+          "IMAGES/")  # fmt: skip
+    return words, {"published": rows}
+
+
+def print_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> None:
+    """A table in plain lines, each as long as it must be: names are there to be copied."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def convert(argv: list[str]) -> Any:
+    words = parse(Convert(), "convert", argv)
+    require(words.checkpoint, "convert", "IN, a checkpoint of any known format")
+    require(words.out, "convert", "OUT, where to write")
+    from vitkit.workflows.convert import convert
+
+    result = convert(
+        words.checkpoint, words.out, words.to, gelu=words.gelu, revision=words.revision,
+        dry_run=words.dry_run,
+    )  # fmt: skip
+    keys = result.pop("keys")
+    if words.dry_run:
+        print_columns(
+            ("in the file", "shape", "in vitkit", f"in {words.to}", "shape"),
+            [
+                (key.read, shape(key.read_shape), key.name, key.written, shape(key.written_shape))
+                for key in keys
+            ],
+        )
+    for sentence in result["assumed"]:
+        print(f"assumed: {sentence}")
+    print(f"{result['model']} from {result['from']}: {len(keys)} tensors in "
+          f"{result['seconds']:.1f} seconds")  # fmt: skip
+    if words.dry_run:
+        print("Next: the same command without --dry-run")
+        return words, result | {"keys": [asdict(key) for key in keys]}
+    print(f"wrote {words.out} ({words.to})")
+    print(f"Next: vitkit predict {words.out} IMAGES/")
+    return words, result
+
+
+def shape(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes)) or "(number)"
 
 
 def pretrain(argv: list[str]) -> Any:
@@ -200,7 +297,7 @@ def finetune(argv: list[str]) -> Any:
     shown = recipes.FINETUNE["quickstart"](DataFacts(), "ViT-B/16", (224, 224))
     words = parse(Finetune(config=shown), "finetune", argv)
     require(words.data, "finetune", "DATA, a folder of class folders, parquet files or 'digits'")
-    require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or an .npz file")
+    require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or a file of weights")
     named("recipe", words.config.recipe, recipes.FINETUNE)
     from vitkit.prediction.model import load
     from vitkit.workflows import finetune as workflow
@@ -250,7 +347,7 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
 
 def evaluate(argv: list[str]) -> Any:
     words = parse(Evaluate(), "evaluate", argv)
-    require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or an .npz file")
+    require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or a file of weights")
     require(words.data, "evaluate", "DATA, a folder of class folders, parquet files or 'digits'")
     if words.train and words.protocol != "few-shot":
         raise UsageError("--train is where few-shot takes its shots from; add --protocol few-shot")
@@ -272,7 +369,7 @@ def evaluate(argv: list[str]) -> Any:
 
 def predict(argv: list[str]) -> Any:
     words = parse(Predict(), "predict", argv)
-    require(words.checkpoint, "predict", "CHECKPOINT, a bundle, a run or an .npz file")
+    require(words.checkpoint, "predict", "CHECKPOINT, a bundle, a run or a file of weights")
     require(words.images, "predict", "IMAGES, files or folders")
     if words.top < 1:
         raise UsageError(f"--top is {words.top}; it must be at least 1")
@@ -306,6 +403,7 @@ def predict(argv: list[str]) -> Any:
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "demo": demo,
     "models": models,
+    "convert": convert,
     "pretrain": pretrain,
     "finetune": finetune,
     "evaluate": evaluate,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from vitkit.models.positions import resize_net, resize_positions
+from vitkit.models.nets import resize_net
+from vitkit.models.positions import resize_positions
 from vitkit.models.vit import VisionTransformer, ViTConfig
 
 WIDTH = 3

@@ -348,9 +348,9 @@ def test_sizes_that_patches_do_not_divide_are_refused_with_the_nearest_that_they
     [
         ({"heads": 5}, "5 heads .* width 24"),
         ({"depth": 0}, "depth is 0"),
-        ({"classes": 0}, "classes is 0"),
+        ({"classes": -1}, "classes is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"pooling": "max"}, "'max' .* 'token' or 'mean'"),
+        ({"pooling": "max"}, "'max' .* 'token' or 'mean' or 'map'"),
         ({"gelu": "relu"}, "'relu' .* 'tanh' or 'erf'"),
     ],
 )

@@ -12,28 +12,24 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from vitkit.checkpoints.problems import CheckpointError
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import VitkitError
 from vitkit.files import whole_folder
-from vitkit.models.vit import VisionTransformer, ViTConfig
+from vitkit.models.nets import KINDS, Net, NetConfig, kind_of, make_meta
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # read as float32
 
 
-class CheckpointError(VitkitError):
-    """A checkpoint is damaged, foreign, or of another net; the message says which and where."""
-
-
 @dataclass(frozen=True)
 class Bundle:
     """A net with everything a consumer needs to use it."""
 
-    net: VisionTransformer
+    net: Net
     class_names: list[str]
     preprocessing: Preprocessing
     provenance: dict[str, Any] = field(default_factory=dict)  # where the weights come from
@@ -51,7 +47,7 @@ def write_bundle(path: str | Path, bundle: Bundle) -> None:
         config = {
             "format": "vitkit",
             "format_version": FORMAT_VERSION,
-            "architecture": {"kind": "ViT", **asdict(bundle.net.config)},
+            "architecture": {"kind": kind_of(bundle.net.config), **asdict(bundle.net.config)},
             "class_names": bundle.class_names,
             "preprocessing": asdict(bundle.preprocessing),
             "provenance": bundle.provenance,
@@ -76,15 +72,30 @@ def refuse_to_replace(path: Path) -> None:
     )
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, sound or damaged, and not one of timm's or Hugging Face's."""
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        return False
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True  # read_bundle says what is wrong
+    if not isinstance(config, dict) or config.get("format") == "vitkit":
+        return True
+    return "model_type" not in config and not isinstance(config.get("architecture"), str)
+
+
 def read_bundle(path: str | Path) -> Bundle:
     """Read a bundle, its hash verified before a tensor is used. Raises CheckpointError."""
     folder = Path(path)
     config = read_config(folder)
     architecture = dict(config["architecture"])
     kind = architecture.pop("kind", None)
-    if kind != "ViT":
-        raise CheckpointError(f"{folder}: holds a net of kind {kind!r}; this version knows 'ViT'")
-    net_config = from_json(ViTConfig, architecture, folder)
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"{folder}: holds a net of kind {kind!r}; this version knows {', '.join(KINDS)}"
+        )
+    net_config = from_json(KINDS[kind].config, architecture, folder)
     preprocessing = from_json(Preprocessing, config["preprocessing"], folder)
     if preprocessing.image_size != net_config.image_size:
         raise CheckpointError(
@@ -97,13 +108,7 @@ def read_bundle(path: str | Path) -> Bundle:
             f"{folder / WEIGHTS}: damaged: its SHA-256 is {found[:12]}..., {CONFIG} says "
             f"{str(config['weights_sha256'])[:12]}...; copy the bundle again, or use another one"
         )
-    try:
-        # Copies, since load_file maps the file: what happens to it later would happen to the net.
-        state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: not readable as safetensors: {error}"
-        ) from error
+    state = read_weights(folder / WEIGHTS)
     class_names = config["class_names"]
     if len(class_names) != net_config.classes:
         raise CheckpointError(
@@ -113,35 +118,79 @@ def read_bundle(path: str | Path) -> Bundle:
     return Bundle(net, class_names, preprocessing, config["provenance"])
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, copied out of its map one by one.
+
+    A map that stays would count the weights a second time, and what happens to the file later
+    would happen to the net, so it is closed after each tensor.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        state = {}
+        for name in names:
+            with safe_open(path, framework="pt") as file:
+                state[name] = file.get_tensor(name).clone()
+        return state
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not readable as safetensors: {error}") from error
+
+
 def net_from_state(
-    config: ViTConfig, state: dict[str, torch.Tensor], source: str
-) -> VisionTransformer:
-    """A net in eval mode with these weights; CheckpointError names each that does not fit."""
-    if config.depth > len(state):  # before as many blocks are made
+    config: NetConfig,
+    state: dict[str, torch.Tensor],
+    source: str,
+    file_names: dict[str, str] | None = None,
+) -> Net:
+    """A net in eval mode with these weights; CheckpointError names each that does not fit.
+
+    `file_names` says what our names are called in the file, where that is something else.
+    """
+    if layers(config) > len(state):  # before as many are made
         raise CheckpointError(
-            f"{source}: {len(state)} tensors cannot be a net of {config.depth} blocks"
+            f"{source}: {len(state)} tensors cannot be a net of {layers(config)} blocks"
         )
     try:
-        with torch.device("meta"):  # a hostile config allocates nothing
-            net = VisionTransformer(config)
+        net = make_meta(config)  # a hostile config allocates nothing
     except (RuntimeError, TypeError) as error:  # torch's two words for more than 64 bits
         raise CheckpointError(f"{source}: no net can be of this size: {error}") from error
-    expected = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in state.items()}
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} is {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    problems += [f"{name} holds {t.dtype}" for name, t in state.items() if t.dtype not in DTYPES]
+    expected = net.state_dict()
+    problems = misfits(expected, state, file_names or {})
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(f"{source}: the weights do not fit the net: "
                               + "; ".join(problems[:6]) + more)  # fmt: skip
-    net.load_state_dict({name: t.float() for name, t in state.items()}, assign=True)
+    floats = {n: t.float() if expected[n].is_floating_point() else t for n, t in state.items()}
+    net.load_state_dict(floats, assign=True)
     return net.requires_grad_(True).eval()
+
+
+def misfits(
+    expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor], file_names: dict[str, str]
+) -> list[str]:
+    """What is wrong with a state, a few words for each tensor."""
+
+    def called(name: str) -> str:
+        return f"{file_names[name]} ({name})" if name in file_names else name
+
+    problems = [f"missing {called(name)}" for name in expected if name not in state]
+    problems += [f"unexpected {called(name)}" for name in state if name not in expected]
+    for name, wanted in expected.items():
+        if name not in state:
+            continue
+        found, shape = tuple(state[name].shape), tuple(wanted.shape)
+        if found != shape:
+            problems.append(f"{called(name)} is {found} instead of {shape}")
+        dtypes = DTYPES if wanted.is_floating_point() else (wanted.dtype,)
+        if state[name].dtype not in dtypes:
+            problems.append(f"{called(name)} holds {state[name].dtype}")
+    return problems
+
+
+def layers(config: NetConfig) -> int:
+    """Blocks, or units of a ResNet; 0 where a config cannot ask for many."""
+    units = (*getattr(config, "units", ()), *(getattr(config, "stem", None) or ()))
+    return getattr(config, "depth", 0) + sum(units)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -205,6 +254,8 @@ def fits(value: Any, kind: Any) -> bool:
         return value in inner
     if origin is UnionType:
         return any(fits(value, one) for one in inner)
+    if origin is tuple and inner[1:] == (...,):
+        return isinstance(value, list) and all(fits(entry, inner[0]) for entry in value)
     if origin is tuple:
         right_length = isinstance(value, list) and len(value) == len(inner)
         return right_length and all(map(fits, value, inner))

@@ -1,163 +1,144 @@
-"""Foreign checkpoints -> a net: a key table applied strictly, the architecture inferred."""
+"""Others' checkpoints -> a Bundle, and a Bundle -> others' checkpoints, strictly."""
 
 from __future__ import annotations
 
-import math
-import zipfile
+import json
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from vitkit.checkpoints.bundle import Bundle, CheckpointError, net_from_state
-from vitkit.checkpoints.keymaps import NPZ, NPZ_OLDER_NAMES, NPZ_PREFIXES, Layout
-from vitkit.data.transforms import Preprocessing
-from vitkit.models.vit import ViTConfig
+from vitkit.checkpoints import describe, keymaps
+from vitkit.checkpoints.bundle import Bundle, net_from_state
+from vitkit.checkpoints.containers import read_tensors, weights_in, write_tensors
+from vitkit.checkpoints.formats import (
+    ANY,
+    FORMATS,
+    HF_DINOV2,
+    HF_VIT,
+    WRITTEN,
+    Format,
+    clean_names,
+    detect,
+    is_ignored,
+)
+from vitkit.checkpoints.infer import infer_config, pad_class_positions
+from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.tables import Piece, Tensors, some, to_ours, to_theirs
+from vitkit.errors import UsageError, named
+from vitkit.files import whole_folder
+from vitkit.models.nets import Net, NetConfig, kind_of, make_meta
+from vitkit.models.vit_config import ViTConfig
 
-Arrays = dict[str, np.ndarray]
-BFLOAT16 = np.dtype("V2")  # how numpy stores JAX's: two bytes of no type
-DEFLATE_AT_BEST = 1032  # bytes that one byte can become (zlib.net/zlib_tech.html)
+TOLERANCE = 1e-5  # of scale: what a library's own constants may change
+WEIGHT_FILES = (".safetensors", ".pth", ".bin")
 
 
-def read_npz(path: str | Path) -> Bundle:
-    """The authors' ViT checkpoints (.npz; original, AugReg; old and new Flax key names).
+@dataclass(frozen=True)
+class Reading:
+    """A checkpoint of another format, read."""
 
-    Class names and preprocessing are not in them: ImageNet's names are used for 1,000 classes,
-    numbers otherwise, and the authors' direct resize. Raises CheckpointError.
+    bundle: Bundle
+    form: Format
+    pieces: list[Piece]  # each tensor of the file that is used, and where it went
+    ignored: list[str]  # names that only pre-training reads
+
+
+def read_foreign(path: str | Path) -> Bundle:
+    """A checkpoint of one of FORMATS: a file, or a folder with weights and config.json.
+
+    The architecture comes from names and shapes and from the JSON beside them; what neither says
+    follows the family's convention and is listed in `provenance["assumed"]`. Raises
+    CheckpointError, which names each tensor that is missing, surplus or misshapen.
     """
-    arrays = load_arrays(Path(path))
-    config = infer_config(arrays, str(path))
-    state = {}
-    used = set()
-    for row in NPZ:
-        for block in range(config.depth) if "{i}" in row.ours else (0,):
-            theirs = [name.format(i=block) for name in row.theirs]
-            used.update(theirs)
-            if not all(name in arrays for name in theirs):
-                continue  # net_from_state names what is missing
-            if len({arrays[name].shape for name in theirs}) > 1:
-                raise CheckpointError(f"{path}: {', '.join(theirs)} are not of one shape")
-            parts = [
-                torch.from_numpy(to_ours(arrays[name], row.layout, name, path)) for name in theirs
-            ]
-            state[row.ours.format(i=block)] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    unused = sorted(set(arrays) - used)
-    if unused:
+    return read_with_keys(Path(path)).bundle
+
+
+def read_with_keys(path: Path) -> Reading:
+    source, file = str(path), weights_in(path) if path.is_dir() else path
+    tensors = read_tensors(file)
+    form = detect(tensors)
+    if form is None:
         raise CheckpointError(
-            f"{path}: holds {', '.join(unused[:3])}{' ...' if len(unused) > 3 else ''}, which a "
-            "Vision Transformer does not have; it is a checkpoint of another architecture"
+            f"{source}: holds {some(sorted(tensors), 3) or 'nothing'}, which is none of the known "
+            f"formats: a vitkit bundle, {', '.join(sorted({f.title for f in FORMATS}))}"
         )
-    net = net_from_state(config, state, str(path))
-    provenance = {"source": str(path), "format": "npz"}
-    return Bundle(
-        net, default_names(config.classes), Preprocessing.direct(config.image_size), provenance
-    )
-
-
-def load_arrays(path: Path) -> Arrays:
-    """All arrays of an .npz under today's names; pickled objects are refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = path.stat().st_size
-            arrays = {
-                info.filename.removesuffix(".npy"): load_array(archive, info, size)
-                for info in archive.infolist()
-            }
-    # On hostile bytes zipfile, zlib, numpy and the Python parser that it reads headers with raise
-    # a dozen kinds: NotImplementedError, zlib.error, TokenError, MemoryError, RecursionError, ...
-    except Exception as error:
-        what = str(error) or type(error).__name__
-        raise CheckpointError(f"{path}: truncated, damaged or not an .npz file: {what}") from error
-    for prefix in NPZ_PREFIXES:
-        if any(name.startswith(prefix) for name in arrays):
-            arrays = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    # Old files have LayerNorm_0 and _2 in a block, new ones _0 and _1: the marks never mix.
-    for old, new in NPZ_OLDER_NAMES:
-        arrays = {name.replace(old, new): array for name, array in arrays.items()}
-    return arrays
-
-
-def load_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_size: int) -> np.ndarray:
-    """One member; the sizes that it claims are checked before memory is taken for them."""
-    growth = DEFLATE_AT_BEST if info.compress_type == zipfile.ZIP_DEFLATED else 1
-    if info.file_size > growth * archive_size:
-        raise ValueError(f"{info.filename} cannot be {info.file_size} bytes in this file")
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        # Versions 2 and 3 differ only in how they encode the names of a struct's fields.
-        first = version == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
-        if dtype.hasobject:
-            raise ValueError(f"{info.filename} holds pickled objects, which are never loaded")
-        expected, found = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
-        if expected != found:
-            raise ValueError(f"{info.filename} has {found} bytes of data instead of {expected}")
-        member.seek(0)
-        return np.lib.format.read_array(member, allow_pickle=False)
-
-
-def infer_config(arrays: Arrays, source: str) -> ViTConfig:
-    """The architecture from the shapes alone."""
-    query = "Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
-    mlp = "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"
-    positions = "Transformer/posembed_input/pos_embedding"
-    needed = {"embedding/kernel": 4, query: 3, mlp: 2, positions: 3, "head/kernel": 2}
-    for name, dimensions in needed.items():
-        if name not in arrays or arrays[name].ndim != dimensions:
-            found = ", ".join(sorted(arrays)[:3]) or "nothing"
-            raise CheckpointError(
-                f"{source}: has no usable {name}, so it is not a Vision Transformer of the "
-                f"authors' code (it holds {found} ...)"
-            )
-    patch, _, _, width = arrays["embedding/kernel"].shape
-    prefix = 1 if "cls" in arrays else 0
-    patches = arrays[positions].shape[1] - prefix
-    side = math.isqrt(max(0, patches))
-    if patches < 1 or side * side != patches:
+    names = clean_names(tensors, form)
+    theirs = {name: tensors.pop(old) for name, old in names.items()}
+    del tensors
+    if form.prefixes:
+        unstack(theirs, names, source)
+    ignored = [names[name] for name in list(theirs) if is_ignored(name, form)]
+    theirs = {name: t for name, t in theirs.items() if not is_ignored(name, form)}
+    said = describe.said_by(file.parent, form)
+    said |= {"norm_after_pool": "fc_norm.weight" in theirs} if form.name == "timm" else {}
+    heads = heads_in(theirs)
+    mapped = to_ours(theirs, form.table, names, source)
+    notes = [f"left out {some(ignored, 3)}: only pre-training reads them"] if ignored else []
+    fold_lone_distillation(mapped.tensors)
+    if mapped.unknown:
         raise CheckpointError(
-            f"{source}: {patches + prefix} position embeddings are not a square grid"
-            + (" and a class token" if prefix else "")
+            f"{source}: holds {some(names[n] for n in mapped.unknown)}, which {form.title} do not "
+            "have in any net that vitkit knows"
         )
-    blocks = {name.split("/")[1] for name in arrays if name.startswith("Transformer/encoderblock_")}
-    try:
-        return ViTConfig(
-            patch=patch,
-            width=width,
-            depth=len(blocks),
-            heads=arrays[query].shape[1],
-            mlp_width=arrays[mlp].shape[1],
-            classes=arrays["head/kernel"].shape[1],
-            image_size=(side * patch, side * patch),
-            pooling="token" if prefix else "mean",
-            hidden_head="pre_logits/kernel" in arrays,
-        )
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from error
+    if mapped.missing:
+        raise CheckpointError(f"{source}: missing {some(mapped.missing)}")
+    config, assumed = infer_config(form, mapped.tensors, heads, said, source)
+    if isinstance(config, ViTConfig):
+        pad_class_positions(mapped.tensors, config)
+    net = net_from_state(config, mapped.tensors, source, their_names(mapped.pieces))
+    notes += assumed
+    preprocessing = describe.preprocessing_of(form, config, said, notes)
+    class_names = said.get("class_names", [])
+    if len(class_names) != config.classes:
+        class_names = default_names(config.classes)
+    provenance: dict[str, Any] = {"source": source, "format": form.name}
+    if notes:
+        provenance["assumed"] = notes
+    bundle = Bundle(net, class_names, preprocessing, provenance)
+    return Reading(bundle, form, mapped.pieces, ignored)
 
 
-def to_ours(array: np.ndarray, layout: Layout, name: str, path: str | Path) -> np.ndarray:
-    """Their array in our layout: float32, outputs first."""
-    expected = {"conv": 4, "dense": 2, "heads-in": 3, "heads-out": 3, "flat": 2, "same": array.ndim}
-    if array.ndim != expected[layout]:
-        raise CheckpointError(
-            f"{path}: {name} has shape {array.shape}, not {expected[layout]} axes"
-        )
-    if array.dtype != BFLOAT16 and (array.dtype.kind != "f" or array.itemsize > 8):
-        raise CheckpointError(f"{path}: {name} holds {array.dtype}, not floating-point numbers")
-    if array.dtype == BFLOAT16:
-        array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    if layout == "conv":
-        array = array.transpose(3, 2, 0, 1)
-    elif layout == "dense":
-        array = array.T
-    elif layout == "heads-in":
-        array = array.reshape(array.shape[0], math.prod(array.shape[1:])).T
-    elif layout == "heads-out":
-        array = array.reshape(math.prod(array.shape[:2]), array.shape[2]).T
-    elif layout == "flat":
-        array = array.reshape(-1)
-    return np.ascontiguousarray(array, dtype=np.float32)
+def unstack(theirs: Tensors, names: dict[str, str], source: str) -> None:
+    """big_vision's scan keeps all blocks in one tensor, depth first: taken apart."""
+    prefix = keymaps.NPZ_SCANNED
+    for name in [name for name in theirs if name.startswith(prefix)]:
+        stacked, file_name = theirs.pop(name), names[name]
+        if stacked.ndim < 2:
+            raise CheckpointError(f"{source}: {file_name} has no axis for the depth")
+        for layer, tensor in enumerate(stacked):
+            single = f"{prefix[:-1]}_{layer}/{name.removeprefix(prefix)}"
+            theirs[single], names[single] = tensor, file_name
+
+
+def heads_in(theirs: Tensors) -> int | None:
+    """The heads that Flax's attention has an axis for; None where q, k, v do not say."""
+    query = theirs.get("Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel")
+    return query.shape[1] if query is not None and query.ndim == 3 else None
+
+
+def fold_lone_distillation(tensors: Tensors) -> None:
+    """A distillation token without a head of its own is a register that has a position.
+
+    Hugging Face's DeiT always has the token, also where one head reads the class token alone.
+    """
+    if "distillation_token" not in tensors or "head_distillation.weight" in tensors:
+        return
+    positions = tensors["position_embedding"]
+    tensors["registers"] = tensors.pop("distillation_token") + positions[:, 1:2]
+    tensors["position_embedding"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+
+
+def their_names(pieces: list[Piece]) -> dict[str, str]:
+    """For each of our names theirs."""
+    names: dict[str, str] = {}
+    for piece in pieces:
+        names[piece.ours] = f"{names[piece.ours]} + {piece.theirs}" if piece.ours in names else (
+            piece.theirs
+        )  # fmt: skip
+    return names
 
 
 def default_names(classes: int) -> list[str]:
@@ -167,3 +148,211 @@ def default_names(classes: int) -> list[str]:
 
         return list(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
     return [str(label) for label in range(classes)]
+
+
+# Writing
+
+
+def write_foreign(bundle: Bundle, path: str | Path, to: str, dry_run: bool = False) -> list[Piece]:
+    """Write a bundle in another format -> each tensor of the file and our tensor that it is.
+
+    `to` is "npz", "timm", "hf" or "torchvision". timm and hf write a folder with the JSON that
+    their library reads; a path that ends in .safetensors, .pth or .bin gets the weights alone.
+    Raises CheckpointError where the format cannot represent the net, and writes nothing then, nor
+    where it is a `dry_run`.
+    """
+    named("format", to, WRITTEN[1:])
+    path, form = Path(path), format_for(to, bundle.net.config)
+    alone = is_weights_file(path, to)
+    if path.exists() and (alone or not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path}: is there already; choose another path, or move it away")
+    check_represented(bundle.net, form)
+    tensors, pieces = in_their_layout(bundle.net, form)
+    if dry_run:
+        return pieces
+    if alone:
+        write_tensors(path, tensors)
+        return pieces
+    with whole_folder(path) as folder:
+        write_tensors(folder / "model.safetensors", tensors)
+        for name, content in beside(bundle, form).items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    return pieces
+
+
+def is_weights_file(path: Path, to: str) -> bool:
+    """Whether the path is a file of weights alone; UsageError where the format has another."""
+    wanted = {"npz": (".npz",), "torchvision": WEIGHT_FILES}.get(to)
+    if wanted and path.suffix not in wanted:
+        raise UsageError(f"{path}: --to {to} writes one file; end it in {' or '.join(wanted)}")
+    if not wanted and path.suffix == ".npz":
+        raise UsageError(f"{path}: --to {to} writes a folder, or a file in .safetensors or .pth")
+    return path.suffix in (*WEIGHT_FILES, ".npz")
+
+
+def beside(bundle: Bundle, form: Format) -> dict[str, dict[str, Any]]:
+    """The JSON files that go with the weights."""
+    config = bundle.net.config
+    if form.name == "timm":
+        made = describe.timm_json(config, bundle.class_names, bundle.preprocessing)
+        return {"config.json": made}
+    assert isinstance(config, ViTConfig)
+    return {
+        "config.json": describe.hf_json(config, bundle.class_names),
+        "preprocessor_config.json": describe.hf_preprocessor_json(bundle.preprocessing),
+    }
+
+
+def format_for(to: str, config: NetConfig) -> Format:
+    """The format of that name for a net of this kind; CheckpointError where there is none."""
+    kind = kind_of(config)
+    candidates = [form for form in FORMATS if form.name == to and form.kind == kind]
+    if not candidates:
+        known = sorted({form.name for form in FORMATS if form.kind == kind and form.represents})
+        raise CheckpointError(
+            f"{to} has no nets of kind {kind}; what has: {', '.join(['bundle', *known])}"
+        )
+    if to == "hf" and isinstance(config, ViTConfig):
+        return HF_VIT if config.layer_scale is None else HF_DINOV2
+    return candidates[0]
+
+
+def check_represented(net: Net, form: Format) -> None:
+    """CheckpointError, which names each field, where the format cannot hold this net."""
+    config = net.config
+    plain = type(config)(**{name: getattr(config, name) for name in required(config)},
+                         image_size=config.image_size)  # fmt: skip
+    lacking = []
+    for name, value in vars(config).items():
+        if name in form.constants and form.represents.get(name) is not ANY:
+            continue  # checked by what it changes
+        allowed = form.represents.get(name, (getattr(plain, name),))
+        if allowed is not ANY and value not in allowed:
+            lacking.append(f"{name} {value!r}")
+    lacking += further_limits(config, form)
+    if lacking:
+        raise CheckpointError(
+            f"{form.title} cannot represent this net: {', '.join(lacking)}; keep it as a bundle, "
+            "or choose another format"
+        )
+    check_constants(net, form)
+
+
+def required(config: NetConfig) -> list[str]:
+    """The fields of a config that have no default."""
+    return [f.name for f in fields(config) if f.default is MISSING and f.name != "image_size"]
+
+
+def further_limits(config: NetConfig, form: Format) -> list[str]:
+    """What a list of allowed values cannot say."""
+    limits = []
+    height, width = config.image_size
+    if form.name in ("npz", "torchvision") and form.kind == "ViT" and height != width:
+        limits.append(f"an oblong image size of {height}x{width}")
+    if form.name == "timm" and form.kind == "BiT":
+        assert not isinstance(config, ViTConfig)
+        if (config.units, config.width_factor) not in describe.TIMM_BITS:  # type: ignore[union-attr]
+            limits.append("a ResNet of these units and width")
+    if not isinstance(config, ViTConfig):
+        return limits
+    if form.name == "timm" and config.stem is not None:
+        if config.stem not in describe.TIMM_STEMS:
+            limits.append(f"a stem of {config.stem} units")
+        elif config.registers or config.layer_scale is not None or config.mlp == "swiglu":
+            limits.append("a stem together with registers, LayerScale or SwiGLU")
+    if form is HF_VIT and config.hidden_head and config.classes:
+        limits.append("a hidden layer before the head")
+    if form is HF_DINOV2:
+        if bool(config.classes) != (config.pooling == "token+mean"):
+            limits.append(f"{config.classes} classes read by pooling {config.pooling!r}")
+        hidden = config.mlp_width * 3 / 2 if config.mlp == "swiglu" else config.mlp_width
+        if hidden % config.width:
+            limits.append(f"mlp_width {config.mlp_width}, no whole multiple of the width")
+    return limits
+
+
+def check_constants(net: Net, form: Format) -> None:
+    """CheckpointError where the library's own constants would give other logits."""
+    config = net.config
+    theirs = {
+        name: value
+        for name, value in form.constants.items()
+        if form.represents.get(name) is not ANY and getattr(config, name) != value
+    }
+    if not theirs or isinstance(config, ViTConfig) and not affects(config, theirs):
+        return
+    change = difference(net, replace(config, **theirs))
+    if change > TOLERANCE:
+        listed = ", ".join(f"{n} {getattr(config, n)} (here) and {v}" for n, v in theirs.items())
+        raise CheckpointError(
+            f"{form.title} compute with other constants: {listed}; the logits would differ by "
+            f"{change:.1g} of their scale. Keep it as a bundle"
+            + (f", or say --gelu {theirs['gelu']} to go on with theirs" if "gelu" in theirs else "")
+        )
+
+
+def affects(config: ViTConfig, constants: dict[str, Any]) -> bool:
+    """Whether the net has what these constants belong to."""
+    stemless = config.stem is None and all(name.startswith("stem_") for name in constants)
+    return not stemless
+
+
+@torch.no_grad()
+def difference(net: Net, other: NetConfig) -> float:
+    """How far the outputs on two images move, as a share of their scale, under another config."""
+    twin = make_meta(other)
+    twin.load_state_dict(net.state_dict(), assign=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, *net.config.image_size, generator=generator) * 2 - 1
+    ours, theirs = net.eval()(images), twin.eval()(images)
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1.0))
+
+
+def in_their_layout(net: Net, form: Format) -> tuple[Tensors, list[Piece]]:
+    """The net's tensors as a file of the format has them."""
+    config = net.config
+    state: Tensors = {name: t.detach().cpu() for name, t in net.state_dict().items()}
+    table, heads = form.table, 1
+    if isinstance(config, ViTConfig):
+        heads = config.heads
+        if form is HF_DINOV2 and config.mlp == "swiglu":
+            table = keymaps.HF_DINOV2_SWIGLU
+        if form.name == "timm" and config.registers:
+            fold_class_position(state)
+    tensors, pieces = to_theirs(state, table, heads)
+    if form.name == "timm" and isinstance(config, ViTConfig) and config.norm_after_pool:
+        rename(tensors, pieces, {f"norm.{p}": f"fc_norm.{p}" for p in ("weight", "bias")})
+    if form.name == "timm" and isinstance(config, ViTConfig) and config.stem == ():
+        prefix = "patch_embed.backbone."
+        names = [n for n in tensors if n.startswith(prefix + "stem.")]
+        rename(tensors, pieces, {n: n.replace(".stem.", ".") for n in names})
+    if form.name == "hf" and isinstance(config, ViTConfig):
+        hf_names(config, tensors, pieces)
+    return tensors, pieces
+
+
+def fold_class_position(state: Tensors) -> None:
+    """timm's nets with registers give the class token no position: it is added to the token."""
+    positions = state["position_embedding"]
+    state["class_token"] = state["class_token"] + positions[:, :1]
+    state["position_embedding"] = positions[:, 1:].contiguous()
+
+
+def hf_names(config: ViTConfig, tensors: Tensors, pieces: list[Piece]) -> None:
+    """The encoder has the model's name before it where there is a head; DINOv2 a mask token."""
+    kind = describe.hf_model_type(config)
+    if kind.startswith("dinov2"):
+        mask = torch.zeros(1, config.width)
+        tensors["embeddings.mask_token"] = mask
+        pieces.append(Piece("embeddings.mask_token", tuple(mask.shape), "(zeros)"))
+    heads = ("classifier.", "distillation_classifier.")
+    names = {n: f"{kind}.{n}" for n in tensors if config.classes and not n.startswith(heads)}
+    if kind == "deit":
+        names |= {f"classifier.{p}": f"cls_classifier.{p}" for p in ("weight", "bias")}
+    rename(tensors, pieces, names)
+
+
+def rename(tensors: Tensors, pieces: list[Piece], names: dict[str, str]) -> None:
+    for old, new in names.items():
+        tensors[new] = tensors.pop(old)
+    pieces[:] = [p._replace(theirs=names.get(p.theirs, p.theirs)) for p in pieces]

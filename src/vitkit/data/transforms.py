@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -90,6 +90,31 @@ class Preprocessing:
             image = image.clamp(0, 255).floor()
         image = centre_crop(image, self.image_size)
         return normalise(image, self.mean, self.std)
+
+    def at(self, image_size: tuple[int, int]) -> Preprocessing:
+        """The same for another image size (height, width), a crop keeping its share."""
+        scale = image_size[0] / self.image_size[0]
+        size = self.resize_to
+        if isinstance(size, int):
+            size = max(round(size * scale), *image_size)
+        elif size is not None:
+            size = (
+                max(round(size[0] * scale), image_size[0]),
+                max(round(size[1] * scale), image_size[1]),
+            )
+        return replace(self, image_size=tuple(image_size), resize_to=size)
+
+    @property
+    def summary(self) -> str:
+        """In a line, for people."""
+        size, before = ("x".join(map(str, n)) if isinstance(n, tuple) else n
+                        for n in (self.image_size, self.resize_to))  # fmt: skip
+        crop = f", its middle {size}" if before is not None and before != size else ""
+        what = "shorter side" if self.resize == "shorter-side" else "image"
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"{what} to {before or size} ({self.interpolation}){crop}, mean {mean}, std {std}"
+        )
 
     def target(self, image: Tensor) -> tuple[int, int]:
         """(height, width) before the centre crop."""

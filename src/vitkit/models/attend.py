@@ -27,7 +27,11 @@ def written_out_is_faster(q: Tensor, k: Tensor) -> bool:
     return in_bfloat16_on_cpu and k.shape[-2] <= WRITTEN_OUT_UP_TO
 
 
-def attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same, as two matrix products and a softmax; q is scaled first, as the authors do."""
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
+def attend_written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same, as two matrix products and a softmax; q is scaled first, as the authors do.
+
+    `bias` (B, h, T, S) is added to the logits.
+    """
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    weights = torch.softmax(logits if bias is None else logits + bias, dim=-1)
     return weights.to(v.dtype) @ v  # autocast on CUDA returns the softmax in float32

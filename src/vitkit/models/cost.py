@@ -2,43 +2,91 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from vitkit.models.vit import ViTConfig
-
-
-def parameters(net: ViTConfig) -> int:
-    """The number of weights and biases, position embeddings and class token included."""
-    width, mlp = net.width, net.mlp_width
-    embedding = 3 * net.patch**2 * width + width
-    block = (
-        2 * 2 * width  # two norms
-        + 4 * (width * width + width)  # q, k, v, out
-        + (width * mlp + mlp) + (mlp * width + width)
-    )  # fmt: skip
-    hidden = width * width + width if net.hidden_head else 0
-    head = width * net.classes + net.classes
-    return (
-        embedding + (net.prefix + net.tokens) * width + net.depth * block
-        + 2 * width + hidden + head
-    )  # fmt: skip
+from vitkit.models.bit import BiTConfig
+from vitkit.models.nets import NetConfig, make_meta
+from vitkit.models.restricted import attention_pairs, parse_pattern
+from vitkit.models.vit_config import ViTConfig
 
 
-def flops(net: ViTConfig) -> int:
-    """FLOPs of one image's forward pass: 2 for each multiply-add of a matrix product.
+def parameters(net: NetConfig) -> int:
+    """The number of weights and biases that are trained, positions and class token included."""
+    return sum(p.numel() for p in make_meta(net).parameters() if p.requires_grad)
+
+
+def flops(net: NetConfig) -> int:
+    """FLOPs of one image's forward pass: 2 for each multiply-add of a matrix product or convolution.
 
     Norms, softmax, GELU and additions are not counted, as torch.utils.flop_counter does not count
-    them. Multiply-adds, which the field's tables often call FLOPs, are half of this. A training
-    step costs three times as much.
+    them; what a convolution reads of its zero padding is, as there. Multiply-adds, which the
+    field's tables often call FLOPs, are half of this. A training step costs three times as much.
     """
+    if isinstance(net, ViTConfig):
+        return 2 * vit_multiply_adds(net)
+    if isinstance(net, BiTConfig):
+        body = resnet_multiply_adds(net.image_size, net.units, net.width)
+        return 2 * (body + net.feature_width * net.classes)
+    return counted_flops(net)
+
+
+def vit_multiply_adds(net: ViTConfig) -> int:
     tokens, width = net.tokens, net.width
     patches = tokens - net.prefix
-    embedding = patches * 3 * net.patch**2 * width
-    block = (
-        4 * tokens * width**2  # q, k, v, out
-        + 2 * tokens**2 * width  # q k^T and the weighted sum of v
-        + 2 * tokens * width * net.mlp_width
-    )
+    stem, channels = 0, 3
+    if net.stem is not None:
+        stem = resnet_multiply_adds(net.image_size, net.stem, net.stem_width)
+        channels = net.stem_width * (4 * 2 ** (len(net.stem) - 1) if net.stem else 1)
+    embedding = patches * channels * net.patch**2 * width
     hidden = width**2 if net.hidden_head else 0
-    return 2 * (embedding + net.depth * block + hidden + width * net.classes)
+    heads = 2 if net.distillation_token else 1
+    return (
+        stem + embedding
+        + sum(block_multiply_adds(net, layer) for layer in range(net.depth))
+        + hidden + heads * net.feature_width * net.classes
+    )  # fmt: skip
+
+
+def block_multiply_adds(net: ViTConfig, layer: int) -> int:
+    tokens, width = net.tokens, net.width
+    pattern = parse_pattern(net.attention[layer % len(net.attention)])
+    pairs = attention_pairs(pattern, net.grid, net.prefix)
+    relative = tokens * (2 * tokens - 1) * width if net.positions == "relative" else 0
+    mlp = tokens * width * net.mlp_width
+    return (
+        4 * tokens * width**2  # q, k, v, out
+        + 2 * pairs * width  # q k^T and the weighted sum of v
+        + relative
+        + mlp * (3 if net.mlp == "swiglu" else 2)
+    )
+
+
+def resnet_multiply_adds(size: tuple[int, int], units: tuple[int, ...], width: int) -> int:
+    """Of a ResNet of bottleneck units after a 7x7 root of `width` channels and a pool, no head.
+
+    The stem of the hybrids and BiT alike: norms and the order within a unit cost nothing here.
+    """
+    height, across = (-(-side // 2) for side in size)
+    total, channels = height * across * 7 * 7 * 3 * width, width
+    height, across = -(-height // 2), -(-across // 2)  # the pool
+    for stage, count in enumerate(units):
+        middle = width * 2**stage
+        for unit in range(count):
+            total += height * across * channels * middle  # 1x1
+            if unit == 0:
+                if stage > 0:
+                    height, across = -(-height // 2), -(-across // 2)
+                total += height * across * channels * 4 * middle  # projection
+            total += height * across * (9 * middle**2 + 4 * middle**2)  # 3x3 and 1x1
+            channels = 4 * middle
+    return total
+
+
+def counted_flops(net: NetConfig) -> int:
+    """The same for any net, by running it without memory under torch's counter."""
+    module = make_meta(net).eval()
+    images = torch.empty(1, 3, *net.image_size, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(images)
+    return counter.get_total_flops()

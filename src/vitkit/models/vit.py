@@ -1,86 +1,25 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), equations 1 to 4.
 
 Shapes: B images, H x W pixels, P patch side, N = (H / P) * (W / P) patches, T = prefix + N tokens
-(the prefix is the class token, where there is one), D width, h heads, d = D / h, K classes.
+(the prefix is the class token and what else stands before the patches), D width, h heads,
+d = D / h, K classes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitkit.models.attend import attend
-
-NORM_EPS = 1e-6  # flax.linen.LayerNorm's default, which the authors' models_vit.py uses
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """The architecture of one Vision Transformer; nothing about how it is trained but dropout."""
-
-    patch: int  # P, pixels
-    width: int  # D
-    depth: int  # blocks
-    heads: int
-    mlp_width: int
-    classes: int = 1000  # K
-    image_size: tuple[int, int] = (224, 224)  # (H, W), pixels
-    pooling: Literal["token", "mean"] = "token"  # "mean" has no class token, as the authors' "gap"
-    hidden_head: bool = False  # the pre-training head: one hidden tanh layer of width D
-    gelu: Literal["tanh", "erf"] = "tanh"  # the authors' Flax code uses the tanh approximation
-    norm_eps: float = NORM_EPS
-    dropout: float = 0.0  # after every dense layer but q, k, v, and after the positions
-    head_bias: float = 0.0  # initial bias of the head; the authors take -10 for sigmoid losses
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))  # a list from JSON, say
-        for name in ("patch", "width", "depth", "heads", "mlp_width", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
-        height, width = self.image_size
-        if min(height, width) < 1 or height % self.patch or width % self.patch:
-            raise ValueError(
-                f"image size {height}x{width} is not a multiple of the patch size {self.patch}; "
-                f"the nearest that is: {nearest(height, self.patch)}x{nearest(width, self.patch)}"
-            )
-        if self.pooling not in ("token", "mean"):
-            raise ValueError(f"pooling {self.pooling!r} is not known; choose 'token' or 'mean'")
-        if self.gelu not in ("tanh", "erf"):
-            raise ValueError(f"gelu {self.gelu!r} is not known; choose 'tanh' or 'erf'")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        if not 0 < self.norm_eps < math.inf:
-            raise ValueError(f"norm_eps is {self.norm_eps}; it must be above 0")
-        if not math.isfinite(self.head_bias):
-            raise ValueError(f"head_bias is {self.head_bias}; it must be a finite number")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
-        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches."""
-        return 1 if self.pooling == "token" else 0
-
-    @property
-    def tokens(self) -> int:
-        """T, the length of the sequence."""
-        return self.prefix + self.grid[0] * self.grid[1]
-
-
-def nearest(side: int, patch: int) -> int:
-    """The multiple of `patch` nearest to `side`, at least one patch."""
-    return max(1, round(side / patch)) * patch
+from vitkit.models.attend import attend, attend_written_out
+from vitkit.models.initialise import lecun_normal_
+from vitkit.models.positions import sincos_2d
+from vitkit.models.resnet_stem import ResNetStem
+from vitkit.models.restricted import attend_within, parse_pattern
+from vitkit.models.vit_config import ViTConfig
 
 
 class VisionTransformer(nn.Module):
@@ -89,69 +28,146 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.patch_embedding = nn.Conv2d(3, width, config.patch, stride=config.patch)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if config.prefix else None
-        self.position_embedding = nn.Parameter(torch.empty(1, config.tokens, width))
+        width, patch = config.width, config.patch
+        self.stem = None if config.stem is None else stem_of(config)
+        channels = 3 if self.stem is None else self.stem.channels
+        self.patch_embedding = nn.Conv2d(channels, width, patch, stride=patch)
+        self.class_token = parameter(1, 1, width) if config.has_class_token else None
+        self.distillation_token = parameter(1, 1, width) if config.distillation_token else None
+        self.registers = parameter(1, config.registers, width) if config.registers else None
+        self.make_positions()
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.pool = AttentionPool(config) if config.pooling == "map" else None
         self.hidden = nn.Linear(width, width) if config.hidden_head else None
-        self.head = nn.Linear(width, config.classes)
+        self.head: nn.Module = nn.Identity()
+        self.head_distillation: nn.Module | None = None
         self.initialise()
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, K)
-        return self.head(self.features(images))
+        if self.head_distillation is None:
+            return self.head(self.features(images))
+        tokens = self.norm(self.encode(images))
+        return (self.head(tokens[:, 0]) + self.head_distillation(tokens[:, 1])) / 2  # DeiT
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D): what the final linear layer reads."""
-        tokens = self.norm(self.encode(images))  # Eq. 4
-        pooled = tokens[:, 0] if self.config.pooling == "token" else tokens.mean(dim=1)
+        """(B, 3, H, W) -> (B, D): what the final linear layer reads.
+
+        With pooling "token+mean" they are (B, 2 D); with a distillation token the mean of what the
+        two heads read.
+        """
+        x = self.encode(images)
+        if self.config.norm_after_pool:
+            pooled = self.norm(self.pooled(x))
+        else:
+            pooled = self.pooled(self.norm(x))  # Eq. 4
         return pooled if self.hidden is None else torch.tanh(self.hidden(pooled))
+
+    def pooled(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, D), or (B, 2 D)
+        pooling, patches = self.config.pooling, x[:, self.config.prefix :]
+        if self.pool is not None:
+            return self.pool(patches)
+        if self.config.distillation_token:
+            return x[:, :2].mean(dim=1)
+        if pooling == "token":
+            return x[:, 0]
+        if pooling == "token+mean":
+            return torch.cat([x[:, 0], patches.mean(dim=1)], dim=-1)
+        return patches.mean(dim=1)
 
     def tokens(self, images: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Tokens (B, T, D) after the final norm, for use of the net as a backbone.
 
         `layers` names blocks by index (0 is the first, -1 the last); each one's output is then
-        returned, in the order asked for, the final norm applied to each.
+        returned, in the order asked for, the final norm applied to each. (A net whose norm comes
+        after the pool gives its tokens without one.)
         """
+        norm = nn.Identity() if self.config.norm_after_pool else self.norm
         if layers is None:
-            return self.norm(self.encode(images))
+            return norm(self.encode(images))
         outputs = []
         x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(self.add_positions(x, layer))
             outputs.append(x)
-        return [self.norm(outputs[layer]) for layer in layers]
+        return [norm(outputs[layer]) for layer in layers]
 
     def encode(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, T, D)
         x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(self.add_positions(x, layer))
         return x
 
     def embed(self, images: Tensor) -> Tensor:
-        """Eq. 1: (B, 3, H, W) -> (B, T, D), the class token first."""
+        """Eq. 1: (B, 3, H, W) -> (B, T, D): class token, distillation token, registers, patches."""
         if images.shape[-2:] != self.config.image_size:
             found, built = "x".join(map(str, images.shape[-2:])), self.config.image_size
             raise ValueError(
                 f"images of {found} pixels given to a net built for {built[0]}x{built[1]}; resize "
-                "the images, or the net by vitkit.models.positions.resize_net"
+                "the images, or the net by vitkit.models.nets.resize_net"
             )
-        x = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, N, D), row by row
-        if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
-        return self.dropout(x + self.position_embedding)
+        x = images if self.stem is None else self.stem(images)
+        x = self.patch_embedding(x).flatten(2).transpose(1, 2)  # (B, N, D), row by row
+        leading = [t for t in (self.class_token, self.distillation_token) if t is not None]
+        positions = self.positions() if self.config.positions_at == "stem" else None
+        if positions is not None:  # (1, len(leading) + N, D); registers have none
+            leading = [t + positions[:, i : i + 1] for i, t in enumerate(leading)]
+            x = x + positions[:, len(leading) :]
+        if self.registers is not None:
+            leading.append(self.registers)
+        if leading:
+            x = torch.cat([t.expand(x.shape[0], -1, -1) for t in leading] + [x], dim=1)
+        return self.dropout(x)
+
+    def add_positions(self, x: Tensor, layer: int) -> Tensor:
+        """Appendix D.4: positions added to the input of every layer, where the config says so."""
+        if self.config.positions_at == "stem":
+            return x
+        positions = self.positions()
+        assert positions is not None  # the config sees to it
+        return x + positions[layer if self.config.positions_at == "layers" else 0]
+
+    def make_positions(self) -> None:
+        """The parameters of the config's kind of positions (appendix D.4)."""
+        config = self.config
+        sets = config.depth if config.positions_at == "layers" else 1
+        rows, columns = config.grid
+        self.position_embedding: Tensor | None = None
+        self.row_embedding = self.column_embedding = None
+        if config.positions == "1d":
+            self.position_embedding = parameter(sets, config.positioned, config.width)
+        elif config.positions == "2d":
+            self.row_embedding = parameter(sets, rows, config.width // 2)
+            self.column_embedding = parameter(sets, columns, config.width // 2)
+        elif config.positions == "sincos2d":  # fixed, and kept with the weights
+            table = sincos_2d(config.grid, config.width, prefix=config.positioned_prefix)
+            del self.position_embedding
+            self.register_buffer("position_embedding", table)
+
+    def positions(self) -> Tensor | None:
+        """(1 or depth, class tokens + N, D), or None where nothing is added to the tokens."""
+        if self.row_embedding is None or self.column_embedding is None:
+            return self.position_embedding
+        rows, columns = self.config.grid
+        by_row = self.row_embedding[:, :, None].expand(-1, -1, columns, -1)
+        by_column = self.column_embedding[:, None].expand(-1, rows, -1, -1)
+        patches = torch.cat([by_row, by_column], dim=-1).flatten(1, 2)  # (., N, D)
+        return F.pad(patches, (0, 0, self.config.positioned_prefix, 0))  # class tokens get zeros
 
     @torch.no_grad()
     def initialise(self) -> None:
         """Random weights as the authors' code draws them (models_vit.py)."""
         lecun_normal_(self.patch_embedding)
-        if self.class_token is not None:
-            nn.init.zeros_(self.class_token)
-        nn.init.normal_(self.position_embedding, std=0.02)
+        for token in (self.class_token, self.distillation_token):
+            if token is not None:
+                nn.init.zeros_(token)
+        for drawn in (self.position_embedding, self.row_embedding, self.column_embedding,
+                      self.registers):  # fmt: skip
+            if isinstance(drawn, nn.Parameter):
+                nn.init.normal_(drawn, std=0.02)
         for module in self.modules():
-            if isinstance(module, Attention | Mlp):
+            if isinstance(module, Attention | Mlp | AttentionPool):
                 module.initialise()
         if self.hidden is not None:
             lecun_normal_(self.hidden)
@@ -159,42 +175,81 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_head(self, classes: int, bias: float = 0.0) -> None:
-        """A fresh final layer for `classes` classes: zero weights, constant bias."""
+        """A fresh final layer for `classes` classes: zero weights, constant bias; none for 0."""
         self.config = replace(self.config, classes=classes, head_bias=bias)
-        weight = self.head.weight
-        self.head = nn.Linear(weight.shape[1], classes, device=weight.device, dtype=weight.dtype)
-        nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, bias)
+        weight = self.norm.weight
+
+        def fresh() -> nn.Module:
+            if classes == 0:
+                return nn.Identity()
+            head = nn.Linear(
+                self.config.feature_width, classes, device=weight.device, dtype=weight.dtype
+            )
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, bias)
+            return head
+
+        self.head = fresh()
+        self.head_distillation = fresh() if self.config.distillation_token and classes else None
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape))
+
+
+def stem_of(config: ViTConfig) -> ResNetStem:
+    """The hybrid's ResNet (section 3.1, "Hybrid Architecture")."""
+    assert config.stem is not None
+    return ResNetStem(
+        config.stem, config.stem_width, variance_eps=config.stem_variance_eps,
+        std_eps=config.stem_std_eps, group_norm_eps=config.stem_norm_eps,
+    )  # fmt: skip
 
 
 class Block(nn.Module):
     """Eq. 2 and 3: pre-norm self-attention and MLP, each with a residual connection."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, layer: int = 0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.scale1 = self.scale2 = None  # LayerScale (arXiv 2103.17239)
+        if config.layer_scale is not None:
+            self.scale1 = nn.Parameter(torch.full((config.width,), config.layer_scale))
+            self.scale2 = nn.Parameter(torch.full((config.width,), config.layer_scale))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.dropout(scaled(self.attention(self.norm1(x)), self.scale1))
+        return x + self.dropout(scaled(self.mlp(self.norm2(x)), self.scale2))
+
+
+def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale
 
 
 class Attention(nn.Module):
     """Multi-head self-attention (appendix A, Eq. 5 to 8); biases on q, k, v and the output."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.grid, self.prefix = config.heads, config.grid, config.prefix
+        self.pattern = parse_pattern(config.attention[layer % len(config.attention)])
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
+        self.relative_embedding = None
+        if config.positions == "relative":
+            self.relative_embedding = parameter(2 * config.tokens - 1, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         q, k, v = self.project(x)
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        if self.relative_embedding is None:
+            mixed = attend_within(q, k, v, self.pattern, self.grid, self.prefix)
+        else:
+            mixed = attend_written_out(q, k, v, self.relative_logits(q, self.relative_embedding))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> q, k, v, each (B, h, T, d)."""
@@ -202,26 +257,49 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
+    def relative_logits(self, q: Tensor, embedding: Tensor) -> Tensor:
+        """q_i . r_(i - j) / sqrt(d): q (B, h, T, d), r (2 T - 1, D) -> (B, h, T, T).
+
+        Appendix D.4: relative attention in one dimension, the class token being number 0. Row
+        o of r is offset i - j = T - 1 - o.
+        """
+        length = q.shape[-2]
+        keys = embedding.unflatten(-1, (self.heads, -1)).permute(1, 2, 0)  # (h, d, 2 T - 1)
+        by_offset = (q * q.shape[-1] ** -0.5) @ keys.to(q.dtype)  # (B, h, T, 2 T - 1)
+        # Row i is to start i places earlier: with a column more, that is a reshape.
+        flat = F.pad(by_offset, (0, 1)).flatten(-2)[..., length - 1 : -1]
+        flat = F.pad(flat, (0, length * (2 * length - 1) - flat.shape[-1]))
+        return flat.unflatten(-1, (length, 2 * length - 1))[..., :length]
+
     def initialise(self) -> None:
         for part in self.qkv.weight.chunk(3):  # each of q, k, v is its own D x D matrix
             nn.init.xavier_uniform_(part)
         nn.init.xavier_uniform_(self.out.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
+        if self.relative_embedding is not None:
+            nn.init.normal_(self.relative_embedding, std=0.02)
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them."""
+    """Two dense layers with a GELU between them, or a SwiGLU (arXiv 2002.05202), as DINOv2-g has."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.dense1 = nn.Linear(config.width, config.mlp_width)
+        self.gated = config.mlp == "swiglu"
+        self.dense1 = nn.Linear(config.width, config.mlp_width * (2 if self.gated else 1))
         self.dense2 = nn.Linear(config.mlp_width, config.width)
         self.approximate = "tanh" if config.gelu == "tanh" else "none"
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        return self.dense2(self.dropout(F.gelu(self.dense1(x), approximate=self.approximate)))
+        return self.dense2(self.dropout(self.activate(self.dense1(x))))
+
+    def activate(self, x: Tensor) -> Tensor:
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            return F.silu(gate) * x
+        return F.gelu(x, approximate=self.approximate)
 
     def initialise(self) -> None:
         for dense in (self.dense1, self.dense2):
@@ -229,10 +307,29 @@ class Mlp(nn.Module):
             nn.init.normal_(dense.bias, std=1e-6)
 
 
-def lecun_normal_(layer: nn.Conv2d | nn.Linear) -> None:
-    """Flax's lecun_normal: variance 1 / fan-in, truncated at two standard deviations; bias 0."""
-    fan_in = layer.weight[0].numel()
-    std = math.sqrt(1 / fan_in) / 0.87962566103423978  # what truncation takes away is put back
-    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+class AttentionPool(nn.Module):
+    """One learned query reads all patches, then an MLP: big_vision's MAPHead (models/vit.py)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.probe = parameter(1, 1, width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, D)
+        q = self.q(self.probe).expand(x.shape[0], -1, -1).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = self.out(attend(q.transpose(1, 2), k, v).transpose(1, 2).flatten(2))  # (B, 1, D)
+        return (mixed + self.mlp(self.norm(mixed)))[:, 0]
+
+    def initialise(self) -> None:
+        nn.init.xavier_uniform_(self.probe)
+        for part in (self.q.weight, *self.kv.weight.chunk(2), self.out.weight):
+            nn.init.xavier_uniform_(part)
+        for dense in (self.q, self.kv, self.out):
+            nn.init.zeros_(dense.bias)

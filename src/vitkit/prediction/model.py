@@ -13,13 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitkit.checkpoints.bundle import Bundle, CheckpointError, read_bundle, write_bundle
-from vitkit.checkpoints.convert import read_npz
+from vitkit.checkpoints.bundle import WEIGHTS, Bundle, is_bundle, read_bundle, write_bundle
+from vitkit.checkpoints.containers import TORCH_SUFFIXES
+from vitkit.checkpoints.convert import read_foreign
+from vitkit.checkpoints.hub import fetch, is_remote
+from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.published import row_of
 from vitkit.data.decode import ImageError, decode, decode_by_pillow
 from vitkit.data.folders import images_in
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, VitkitError
-from vitkit.models.vit import VisionTransformer
+from vitkit.models.nets import Net
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
@@ -47,7 +51,7 @@ class Model:
 
     def __init__(
         self,
-        net: VisionTransformer,
+        net: Net,
         class_names: Sequence[str],
         preprocessing: Preprocessing,
         provenance: dict[str, Any] | None = None,
@@ -78,6 +82,10 @@ class Model:
         be read gives a Prediction with its `error`; a path that does not exist is a VitkitError.
         """
         at_least_one("top", top)
+        if not self.class_names:
+            raise UsageError(
+                "this net has no head, so it predicts no classes; use its features, or fine-tune it"
+            )
         predictions = []
         for group in grouped(self.prepared(images), batch_size):
             tensors = [tensor for _, tensor in group if isinstance(tensor, Tensor)]
@@ -138,15 +146,23 @@ class Model:
 def load(
     path: str | Path,
     *,
+    revision: str | None = None,
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Model:
-    """A Model from a bundle, a run directory (its best net) or the authors' ViT .npz.
+    """A Model from any checkpoint that docs/checkpoints.md lists, its architecture inferred.
 
-    The architecture is inferred from the checkpoint; `preprocessing` and `class_names` replace
-    what it says or lacks. Raises CheckpointError where the file is damaged or not one of these.
+    `path` is a bundle, a run directory (its best net), a file (.npz, .safetensors, .pth, .bin), a
+    folder of timm's or Hugging Face's layout, "hf:owner/name" (at `revision`), or the name of
+    published weights (`vitkit models --published`); only the last two use the network.
+    `preprocessing` and `class_names` replace what the checkpoint says or lacks. Raises
+    CheckpointError where it is damaged or not one of these.
     """
-    bundle = read(Path(path).expanduser())
+    place = checkpoint_at(path, revision)
+    bundle = read_bundle(place) if is_bundle(place) else read_foreign(place)
+    published = row_of(str(path))
+    if preprocessing is None and published is not None:
+        preprocessing = published.preprocessing.at(bundle.net.config.image_size)
     return Model(
         bundle.net,
         bundle.class_names if class_names is None else class_names,
@@ -155,23 +171,25 @@ def load(
     )
 
 
-def read(path: Path) -> Bundle:
+def checkpoint_at(checkpoint: str | Path, revision: str | None = None) -> Path:
+    """The file or folder that a checkpoint's name means: of a run its best net; fetched if remote.
+
+    Raises CheckpointError where there is nothing.
+    """
+    path = Path(checkpoint).expanduser()
+    if is_remote(str(checkpoint)):
+        path = fetch(str(checkpoint), revision)
+    elif revision is not None:
+        raise UsageError(f"revision {revision!r} is for hf:owner/name, and {path} is not that")
     if not path.exists():
+        files = ", ".join((".npz", ".safetensors", *TORCH_SUFFIXES))
         raise CheckpointError(
-            f"{path}: no such checkpoint; expected a bundle, a run or an .npz file"
+            f"{path}: no such checkpoint; expected a bundle, a run, a file ({files}), "
+            "hf:owner/name or the name of published weights"
         )
-    if path.is_dir():
-        for folder in (path, path / "best", path / "last"):
-            if (folder / "model.safetensors").exists():
-                return read_bundle(folder)
-        raise CheckpointError(
-            f"{path}: neither a bundle (config.json, model.safetensors) nor a run with best/"
-        )
-    if path.suffix == ".npz":
-        return read_npz(path)
-    raise CheckpointError(
-        f"{path}: not a known checkpoint; expected a bundle, a run or an .npz file"
-    )
+    if path.name == WEIGHTS and is_bundle(path.parent):
+        return path.parent
+    return next((f for f in (path, path / "best", path / "last") if is_bundle(f)), path)
 
 
 def pictures(images: Picture | Iterable[Picture]) -> Iterator[tuple[str, Picture]]:

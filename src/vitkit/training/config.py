@@ -56,8 +56,8 @@ class TrainConfig:
     """The net by its name; `vitkit models` lists them."""
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels; one number is a square."""
-    pooling: Literal["token", "mean"] = "token"
-    """What the head reads: the class token, or the mean of the patch tokens."""
+    pooling: Literal["token", "mean", "map", "patch-mean", "token+mean"] = "token"
+    """What a ViT's head reads: the class token, the mean of the patches, attention pooling, ..."""
     hidden_head: bool = False
     """Put a hidden tanh layer before the head, as the paper does for pre-training."""
     dropout: float = 0.0
@@ -106,7 +106,7 @@ class TrainConfig:
 CHOICES = {
     "optimizer.name": ("adamw", "sgd"),
     "schedule.kind": ("cosine", "linear"),
-    "pooling": ("token", "mean"),
+    "pooling": ("token", "mean", "map", "patch-mean", "token+mean"),
     "loss": ("softmax", "sigmoid"),
     "precision": ("auto", "fp32", "bf16"),
 }

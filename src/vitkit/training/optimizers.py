@@ -7,7 +7,10 @@ from torch import nn
 
 from vitkit.training.config import OptimizerConfig
 
-NOT_DECAYED = ("class_token", "position_embedding")
+NOT_DECAYED = (
+    "class_token", "distillation_token", "registers", "position_embedding", "row_embedding",
+    "column_embedding", "relative_embedding", "probe",
+)  # fmt: skip
 
 
 def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

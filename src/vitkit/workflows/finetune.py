@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, named
-from vitkit.models.positions import resize_net
+from vitkit.models.nets import Net, NetConfig, make, resize_net
 from vitkit.models.variants import name_of
-from vitkit.models.vit import VisionTransformer, ViTConfig
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import FINETUNE
 from vitkit.training.config import TrainConfig, override
@@ -43,59 +41,50 @@ def finetune(
     return train_run(
         "finetune", task, final, lambda: adapted(model.net, net), out=out, resume=resume,
         device=device, quiet=quiet, parent={"checkpoint": name, **model.provenance},
-        preprocessing=preprocessing_at(model.preprocessing, final.image_size),
+        preprocessing=model.preprocessing.at(final.image_size),
     )  # fmt: skip
 
 
 def recipe_config(task: Task, recipe: str, model: Model) -> TrainConfig:
     """What a recipe says for these data and this checkpoint, whose architecture it keeps."""
     net = model.net.config
-    make = FINETUNE[named("recipe", recipe, FINETUNE)]
-    return replace(make(task.facts(), name_of(net), net.image_size), pooling=net.pooling)
+    recipe_of = FINETUNE[named("recipe", recipe, FINETUNE)]
+    config = recipe_of(task.facts(), name_of(net), net.image_size)
+    return replace(config, pooling=getattr(net, "pooling", config.pooling))
 
 
-def net_config(config: TrainConfig, task: Task, model: Model) -> ViTConfig:
+def net_config(config: TrainConfig, task: Task, model: Model) -> NetConfig:
     """The checkpoint's net for other classes and another image size; UsageError if impossible."""
     before = model.net.config
-    kept = {"model": name_of(before), "pooling": before.pooling, "hidden_head": False}
+    pooling = getattr(before, "pooling", config.pooling)  # only nets with tokens have a choice
+    kept = {"model": name_of(before), "pooling": pooling, "hidden_head": False}
     for name, value in kept.items():
         if getattr(config, name) != value:
             raise UsageError(
                 f"{name} is {getattr(config, name)!r}, but with this checkpoint it is {value!r}: a "
                 "checkpoint brings its own architecture, and fine-tuning a single linear head"
             )
+    wanted = {"hidden_head": False, "dropout": config.dropout, "head_bias": config.head_bias}
+    options = {name: value for name, value in wanted.items() if hasattr(before, name)}
     try:
         return replace(
-            before, classes=len(task.train.class_names), image_size=config.image_size,
-            hidden_head=False, dropout=config.dropout, head_bias=config.head_bias,
-        )  # fmt: skip
+            before, classes=len(task.train.class_names), image_size=config.image_size, **options
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def preprocessing_at(before: Preprocessing, image_size: tuple[int, int]) -> Preprocessing:
-    """The checkpoint's preprocessing for another image size, a crop keeping its share."""
-    scale = image_size[0] / before.image_size[0]
-    size = before.resize_to
-    if isinstance(size, int):
-        size = max(round(size * scale), *image_size)
-    elif size is not None:
-        size = (
-            max(round(size[0] * scale), image_size[0]),
-            max(round(size[1] * scale), image_size[1]),
-        )
-    return replace(before, image_size=image_size, resize_to=size)
-
-
-def adapted(net: VisionTransformer, new: ViTConfig) -> VisionTransformer:
+def adapted(net: Net, new: NetConfig) -> Net:
     """A copy with the net's weights, positions resized and a head of zeros."""
-    fresh = VisionTransformer(new)
+    fresh = make(new)
+    fresh.reset_head(new.classes, new.head_bias)
+    heads = ("hidden.", "head.", "head_distillation.")
     body = {
         name: weight
         for name, weight in resize_net(net, new.image_size).state_dict().items()
-        if not name.startswith(("hidden.", "head."))
+        if not name.startswith(heads)
     }
     fresh.load_state_dict(
-        body | {k: v for k, v in fresh.state_dict().items() if k.startswith("head.")}
+        body | {k: v for k, v in fresh.state_dict().items() if k.startswith(heads)}
     )
     return fresh

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitkit.errors import named
+from vitkit.errors import UsageError, named
 from vitkit.models import variants
-from vitkit.models.vit import VisionTransformer, ViTConfig
+from vitkit.models.nets import NetConfig, make
 from vitkit.recipes import PRETRAIN
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
@@ -36,7 +36,7 @@ def pretrain(
     final = override(config or recipe_config(task, recipe), fields)
     net = net_config(final, task)
     return train_run(
-        "pretrain", task, final, lambda: VisionTransformer(net), out=out, resume=resume,
+        "pretrain", task, final, lambda: make(net), out=out, resume=resume,
         device=device, quiet=quiet,
     )  # fmt: skip
 
@@ -46,9 +46,15 @@ def recipe_config(task: Task, recipe: str) -> TrainConfig:
     return PRETRAIN[named("recipe", recipe, PRETRAIN)](task.facts())
 
 
-def net_config(config: TrainConfig, task: Task) -> ViTConfig:
+def net_config(config: TrainConfig, task: Task) -> NetConfig:
     """The net that a config asks for; UsageError where there is none such."""
-    return variants.config(
-        config.model, len(task.train.class_names), config.image_size, pooling=config.pooling,
-        hidden_head=config.hidden_head, dropout=config.dropout, head_bias=config.head_bias,
-    )  # fmt: skip
+    asked = {
+        "pooling": config.pooling, "hidden_head": config.hidden_head, "dropout": config.dropout,
+        "head_bias": config.head_bias,
+    }  # fmt: skip
+    fields = variants.field_names(config.model)
+    for name in ("hidden_head", "dropout"):  # a net without tokens has its own pooling
+        if asked[name] and name not in fields:
+            raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
+    options = {name: value for name, value in asked.items() if name in fields}
+    return variants.config(config.model, len(task.train.class_names), config.image_size, **options)

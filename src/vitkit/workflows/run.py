@@ -18,7 +18,7 @@ from vitkit.data.transforms import Preprocessing, TrainTransform
 from vitkit.errors import UsageError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
-from vitkit.models.vit import VisionTransformer, ViTConfig
+from vitkit.models.nets import Net, NetConfig
 from vitkit.prediction.model import Model, load
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
@@ -57,7 +57,7 @@ def train_run(
     kind: str,
     task: Task,
     config: TrainConfig,
-    make_net: Callable[[], VisionTransformer],
+    make_net: Callable[[], Net],
     *,
     out: str | Path | None = None,
     resume: str | None = None,
@@ -117,7 +117,7 @@ def train_into(
 
     def write(name: str) -> None:
         net = state.evaluated()
-        assert isinstance(net, VisionTransformer)
+        assert isinstance(net, Net)
         bundle = Bundle(net, task.train.class_names, setup.preprocessing, lineage)
         write_bundle(folder / name, bundle)
 
@@ -137,7 +137,7 @@ def train_into(
 
 def choose_setup(
     config: TrainConfig,
-    net: ViTConfig,
+    net: NetConfig,
     preprocessing: Preprocessing,
     device: str,
     recorded: dict[str, Any],
@@ -176,7 +176,7 @@ def fixed_steps(config: TrainConfig, task: Task) -> int | None:
     return max(1, round(config.epochs * len(task.train) / config.batch_size))
 
 
-def plan(kind: str, net: ViTConfig, config: TrainConfig, task: Task, setup: Setup) -> str:
+def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setup) -> str:
     """The lines that say what is going to happen."""
     height, width = config.image_size
     by_time = setup.steps == 1 and config.minutes is not None  # a dry run does not probe
