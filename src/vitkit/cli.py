@@ -221,8 +221,9 @@ def published(words: Models) -> Any:
         right=(3,),
     )  # fmt: skip
     print("\nImageNet top-1 as the publisher states it; a file is fetched when it is first used.")
-    print(f"--json tells where each file and figure is from.\nNext: vitkit predict {rows[0]['name']} "
-          "IMAGES/")  # fmt: skip
+    print("--json tells where each file and figure is from.")
+    known = next(row["name"] for row in rows if row["accuracy"] is not None)
+    print(f"Next: vitkit predict {known} IMAGES/")
     return words, {"published": rows}
 
 

@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save, save_file
 import vitkit.checkpoints.bundle as module
 from vitkit.checkpoints.bundle import Bundle, CheckpointError, read_bundle, write_bundle
 from vitkit.data.transforms import Preprocessing
-from vitkit.models.vit import VisionTransformer, ViTConfig
+from vitkit.models import nets
+from vitkit.models.vit import VisionTransformer
+from vitkit.models.vit_config import ViTConfig
 
 
 def bundle(fill: float | None = None, **options) -> Bundle:
@@ -211,7 +213,7 @@ def test_any_flipped_bit_in_the_weights_is_noticed(tmp_path_factory, place, bit)
 
 def test_no_tensor_is_read_before_the_hash_is_verified(written, monkeypatch):
     change_config(written, weights_sha256="0" * 64)
-    monkeypatch.setattr(module, "load_file", lambda _: pytest.fail("the weights were read"))
+    monkeypatch.setattr(module, "read_weights", lambda _: pytest.fail("the weights were read"))
     with pytest.raises(CheckpointError, match="damaged"):
         read_bundle(written)
 
@@ -277,8 +279,8 @@ def test_unknown_fields_are_named(written, part):
 
 
 def test_another_kind_of_net_is_named(written):
-    change_config(written, architecture__kind="BiT")
-    with pytest.raises(CheckpointError, match=r"bundle: holds a net of kind 'BiT'"):
+    change_config(written, architecture__kind="Swin")
+    with pytest.raises(CheckpointError, match=r"bundle: holds a net of kind 'Swin'"):
         read_bundle(written)
 
 
@@ -354,7 +356,7 @@ def test_a_hostile_config_allocates_no_memory(written, monkeypatch):
             super().__init__(config)
             devices.append({parameter.device.type for parameter in self.parameters()})
 
-    monkeypatch.setattr(module, "VisionTransformer", Spy)
+    monkeypatch.setitem(nets.KINDS, "ViT", nets.Kind(ViTConfig, Spy))
     change_config(written, architecture__mlp_width=10**9)
     with pytest.raises(CheckpointError, match="instead of"):
         read_bundle(written)

@@ -384,5 +384,5 @@ def test_a_folder_that_is_neither_bundle_nor_run_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["weights.pkl", "weights", "weights.txt"])
 def test_another_kind_of_file_is_refused_unread(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(CheckpointError, match=f"{name}: not a known checkpoint"):
+    with pytest.raises(CheckpointError, match=f"{name}: not a known kind of file"):
         load(tmp_path / name)

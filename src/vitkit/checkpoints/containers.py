@@ -37,8 +37,10 @@ FOLDER_FILES = (
     f"pytorch_model.bin{INDEX}",
 )  # fmt: skip
 WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.")  # DDP, compile, DINO, Lightning
+HALF = (torch.bfloat16, torch.float16)  # written to .npz as float32
 BFLOAT16 = np.dtype("V2")  # how numpy stores JAX's: two bytes of no type
-JSON_AT_MOST = 8 << 20  # bytes; the index of 10,000 tensors, or 21,843 class names, is below 2 MiB
+JSON_AT_MOST = 8 << 20  # bytes; 21,843 class names, there and back, are below 2 MiB
+HEADER_AT_MOST = 2 << 20  # bytes of a .safetensors, which has 130 for a tensor
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def read_safetensors(path: Path) -> Tensors:
     with explained(path, "a .safetensors file"):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > JSON_AT_MOST:
+            if length > HEADER_AT_MOST:
                 raise ValueError(f"a header of {length:,} bytes")
             # safetensors takes the last of two tensors with one name, and says nothing.
             json.loads(file.read(length).decode("utf-8"), object_pairs_hook=without_repeats)
@@ -266,14 +268,13 @@ def separate(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def write_npz(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    halves = [tensor.numel() for tensor in tensors.values() if tensor.dtype in HALF]
+    scratch = torch.empty(max(halves, default=0), dtype=torch.float32)
     with zipfile.ZipFile(path, "w") as archive:
         for name, tensor in tensors.items():
-            half = tensor.dtype in (torch.bfloat16, torch.float16)
-            tensor = (
-                tensor.detach()
-                .cpu()
-                .to(torch.float32 if half else tensor.dtype, memory_format=torch.contiguous_format)
-            )
+            tensor = tensor.detach()
+            if tensor.dtype in HALF:
+                tensor = scratch[: tensor.numel()].view(tensor.shape).copy_(tensor)
             # A ZipInfo has a fixed date: the same tensors are the same bytes.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, tensor.numpy(), allow_pickle=False)
+                np.lib.format.write_array(member, tensor.cpu().numpy(), allow_pickle=False)

@@ -98,8 +98,8 @@ def fetch(source: str, revision: str | None = None) -> Path:
 
 
 def fetch_from_hub(text: str, revision: str | None) -> Path:
-    folder = Path(text).expanduser()
-    if text and folder.is_dir():
+    folder = Path(os.path.expanduser(text))
+    if text and os.path.isdir(folder):  # which, other than Path.is_dir, is False for any nonsense
         if revision is not None:
             raise UsageError(f"hf:{text} is a folder, which has no revisions; leave revision out")
         return weights_in(folder) or folder
@@ -225,7 +225,7 @@ def why_not(place: Place, error: Exception) -> str:
             "it; unset it, or give a folder with the files as hf:./folder"
         )
     return (
-        f"{place}: cannot be fetched ({reason(error)}), and is not in the cache "
+        f"{place}: cannot be fetched ({reason(error.__cause__ or error)}), and is not in the cache "
         f"({cache_of_hub()}); look at the network, or give a folder with the files as hf:./folder"
     )
 
@@ -302,7 +302,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VITKIT_CACHE") or "~/.cache/vitkit/weights").expanduser()
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what an error says."""
     text = str(getattr(error, "reason", "") or error) or type(error).__name__
     return text.splitlines()[0]

@@ -51,6 +51,7 @@ DTYPES = {f"torch.{name}" for name, value in vars(torch).items() if isinstance(v
 NAMES = CALLABLE | COLLECTIONS | CREATABLE | DTYPES
 STORAGE = re.compile(r"torch\.(cuda\.)?[A-Z]\w*Storage|torch\.storage\.UntypedStorage")
 MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)  # before torch 1.6
+DOS_FOLDER = 0x10  # among the attributes of a member of a zip
 STEPS_AT_MOST = 1_000_000  # of a pickle; a ViT-H with its optimizer has 50,000
 
 ALLOWING = threading.Lock()  # torch keeps one list of allowed classes for the whole process
@@ -96,6 +97,9 @@ def check_zip(path: Path) -> tuple[bool, int]:
         # Python's reader would allow for it, torch's would read from the wrong places.
         if min(member.header_offset for member in members) != 0:
             raise ValueError("something lies before the archive")
+        # Of a member marked as a folder it would take as many bytes of unused memory.
+        if any(member.external_attr & DOS_FOLDER for member in members):
+            raise ValueError("one of its parts is marked as a folder")
         for member, name in zip(members, names, strict=True):
             if name.endswith(".pkl"):
                 if member.file_size > SMALL:
@@ -116,7 +120,7 @@ def check_pickles(path: Path) -> int:
         if file.read(len(MAGIC)) != MAGIC:
             raise CheckpointError(
                 f"{path}: a pickle that torch.save did not write, which cannot be read without "
-                "running it; save the tensors with torch.save"
+                "running it; save the weights by torch.save"
             )
         for _ in ("version", "machine", "the object", "keys of storages"):
             check_pickle(file, path)
@@ -156,14 +160,14 @@ def check_pickle(file: IO[bytes], path: Path) -> None:
             elif kind in ("REDUCE", "NEWOBJ"):
                 called, arguments = below
                 copies += called in COLLECTIONS and arguments != ()
-                callable_ = CALLABLE | COLLECTIONS if kind == "REDUCE" else CREATABLE
-                if called not in callable_ or copies > COPIES_AT_MOST:
+                allowed = CALLABLE | COLLECTIONS if kind == "REDUCE" else CREATABLE
+                if called not in allowed or copies > COPIES_AT_MOST:
                     raise CheckpointError(refusal(path, called))
             stack += [made] * len(opcode.stack_after)
     if protocol != 2:
         raise CheckpointError(
-            f"{path}: pickled by protocol {protocol}, which is not read without running it; save "
-            "the weights with torch.save's own protocol, 2"
+            f"{path}: pickled by protocol {protocol}, which torch reads only by running it; "
+            "save the weights by torch.save's own protocol, which is 2"
         )
 
 

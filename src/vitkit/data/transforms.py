@@ -112,9 +112,7 @@ class Preprocessing:
         crop = f", its middle {size}" if before is not None and before != size else ""
         what = "shorter side" if self.resize == "shorter-side" else "image"
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return (
-            f"{what} to {before or size} ({self.interpolation}){crop}, mean {mean}, std {std}"
-        )
+        return f"{what} to {before or size} ({self.interpolation}){crop}, mean {mean}, std {std}"
 
     def target(self, image: Tensor) -> tuple[int, int]:
         """(height, width) before the centre crop."""

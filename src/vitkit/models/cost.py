@@ -17,7 +17,7 @@ def parameters(net: NetConfig) -> int:
 
 
 def flops(net: NetConfig) -> int:
-    """FLOPs of one image's forward pass: 2 for each multiply-add of a matrix product or convolution.
+    """FLOPs of one image's forward pass: 2 for each multiply-add of a product or convolution.
 
     Norms, softmax, GELU and additions are not counted, as torch.utils.flop_counter does not count
     them; what a convolution reads of its zero padding is, as there. Multiply-adds, which the

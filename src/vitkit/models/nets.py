@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitkit.errors import UsageError
 from vitkit.models.axial_resnet import AxialResNet, AxialResNetConfig
 from vitkit.models.bit import BiT, BiTConfig
 from vitkit.models.efficientnet import EfficientNet, EfficientNetConfig
@@ -52,7 +53,7 @@ def make(config: NetConfig) -> Net:
 def resize_net(net: Net, image_size: tuple[int, int]) -> Net:
     """The same net for images of another size (height, width), a copy: its positions are resized.
 
-    Raises ValueError where the architecture cannot read images of that size.
+    Raises ValueError or UsageError where the architecture cannot read images of that size.
     """
     old, new = net.config, replace(net.config, image_size=tuple(image_size))
     state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
@@ -83,13 +84,13 @@ def resized(name: str, tensor: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor
 
 
 def fixed_tensors(new: NetConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a net of the new size holds that is computed, not learned; ValueError for more."""
+    """What a net of the new size holds that is computed, not learned; UsageError for more."""
     fresh: dict[str, Any] = dict(make(new).named_buffers())
     expected = make_meta(new).state_dict()
     other = [name for name, tensor in state.items() if expected[name].shape != tensor.shape]
     learned = [name for name in other if name not in fresh]
     if learned:
-        raise ValueError(
+        raise UsageError(
             f"a net of kind {kind_of(new)} holds {learned[0]}, learned for one image size; it "
             "cannot be resized: train it at the size that is wanted"
         )

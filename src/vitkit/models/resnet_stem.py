@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitkit.models.initialise import lecun_normal_
-from vitkit.models.std_conv import StdConv2d
+from vitkit.models.std_conv import StdConv2d, same_padding
 
 GROUPS = 32  # flax.linen.GroupNorm's default, which the authors' code uses
 
@@ -112,4 +112,5 @@ def same_max_pool(x: Tensor) -> Tensor:
 
     At an even size SAME pads the end alone; there the last window is cut off, as ceil_mode does.
     """
-    return F.max_pool2d(x, 3, 2, padding=(x.shape[-2] % 2, x.shape[-1] % 2), ceil_mode=True)
+    top, left = (same_padding(side, 3, 2)[0] for side in x.shape[-2:])
+    return F.max_pool2d(x, 3, 2, padding=(top, left), ceil_mode=True)

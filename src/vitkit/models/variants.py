@@ -176,15 +176,12 @@ def name_of(net: NetConfig) -> str:
     from vitkit.models.nets import kind_of
 
     kind = kind_of(net)
-    for name, row in VARIANTS.items():
+    rows = {name: row for name, row in VARIANTS.items() if row.kind == kind}
+    for name, row in rows.items():
         # Where two rows fit (R+ViT-Ti/16, ViT-Ti/8), the one that says more comes first.
-        if row.kind == kind and has(net, row.sizes):
+        if all(getattr(net, field) == value for field, value in row.sizes.items()):
             return name
-    if kind == "ViT":
-        return f"ViT (patch {net.patch}, width {net.width}, depth {net.depth}, heads {net.heads})"
-    sizes = next(row.sizes for row in VARIANTS.values() if row.kind == kind)
-    return f"{kind} (" + ", ".join(f"{name} {getattr(net, name)}" for name in sizes) + ")"
-
-
-def has(net: NetConfig, sizes: dict[str, Any]) -> bool:
-    return all(getattr(net, name) == value for name, value in sizes.items())
+    shown = (
+        ("patch", "width", "depth", "heads") if kind == "ViT" else next(iter(rows.values())).sizes
+    )
+    return f"{kind} (" + ", ".join(f"{field} {getattr(net, field)}" for field in shown) + ")"

@@ -282,7 +282,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, or a SwiGLU (arXiv 2002.05202), as DINOv2-g has."""
+    """Two dense layers with a GELU between, or a SwiGLU (arXiv 2002.05202), as DINOv2-g has."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

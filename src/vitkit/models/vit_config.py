@@ -108,11 +108,10 @@ class ViTConfig:
                 )
             if self.registers:
                 raise ValueError("registers have no positions to add at every layer")
-        if self.positions == "2d" and self.width % 2 or self.positions == "sincos2d" and (
-            self.width % 4 or self.width < 8
-        ):  # fmt: skip
+        parts = {"2d": 2, "sincos2d": 4}.get(self.positions, 1)
+        if self.width % parts or (parts == 4 and self.width < 8):
             raise ValueError(
-                f"positions {self.positions!r} split the width in 2 (sincos2d: 4) equal parts; "
+                f"positions {self.positions!r} split the width in {parts} equal parts, and "
                 f"{self.width} cannot be"
             )
         if self.distillation_token and (self.pooling != "token" or self.hidden_head):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitkit.checkpoints.bundle import WEIGHTS, Bundle, is_bundle, read_bundle, write_bundle
-from vitkit.checkpoints.containers import TORCH_SUFFIXES
+from vitkit.checkpoints.containers import FOLDER_FILES, TORCH_SUFFIXES
 from vitkit.checkpoints.convert import read_foreign
 from vitkit.checkpoints.hub import fetch, is_remote
 from vitkit.checkpoints.problems import CheckpointError
@@ -189,7 +189,13 @@ def checkpoint_at(checkpoint: str | Path, revision: str | None = None) -> Path:
         )
     if path.name == WEIGHTS and is_bundle(path.parent):
         return path.parent
-    return next((f for f in (path, path / "best", path / "last") if is_bundle(f)), path)
+    bundle = next((f for f in (path, path / "best", path / "last") if is_bundle(f)), None)
+    if bundle is None and path.is_dir() and not any((path / n).exists() for n in FOLDER_FILES):
+        raise CheckpointError(
+            f"{path}: neither a bundle (config.json, model.safetensors) nor a run with best/, nor "
+            "a folder with weights of timm's or Hugging Face's layout"
+        )
+    return bundle or path
 
 
 def pictures(images: Picture | Iterable[Picture]) -> Iterator[tuple[str, Picture]]:

@@ -11,6 +11,8 @@ import torch
 from vitkit.data.sources import Source, Splits, digits, only_classes
 from vitkit.inspection.embeddings import position_similarity
 from vitkit.models.variants import build
+from vitkit.models.vit import VisionTransformer
+from vitkit.models.vit_config import ViTConfig
 from vitkit.prediction.model import Model, load
 from vitkit.reports.demo import draw_demo
 from vitkit.workflows.evaluate import evaluate
@@ -57,10 +59,11 @@ def demo(
     )
     trained = first.model
     torch.manual_seed(seed)
+    as_trained = trained.net.config
+    assert isinstance(as_trained, ViTConfig)
     net = build(
-        trained.provenance["model"], len(FIRST), trained.net.config.image_size,
-        pooling=trained.net.config.pooling,
-    )  # fmt: skip
+        trained.provenance["model"], len(FIRST), as_trained.image_size, pooling=as_trained.pooling
+    )
     untrained = Model(net, FIRST, trained.preprocessing)
     few_shot, few_shot_untrained = (
         evaluate(model, new, "few-shot", l2=L2, device=device)["metrics"]
@@ -76,6 +79,8 @@ def demo(
     assert new.val is not None
     figure = folder / "demo.png"
     net = model.net
+    assert isinstance(net, VisionTransformer)
+    assert net.position_embedding is not None
     draw_demo(
         figure, first.folder, second.folder,
         {shots: (few_shot[shots], few_shot_untrained[shots]) for shots in few_shot},

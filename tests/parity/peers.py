@@ -1,0 +1,72 @@
+"""What the parity tests of checkpoints share: other libraries' nets with random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitkit.models.nets import Net
+
+
+@torch.no_grad()
+def randomised(peer: nn.Module, seed: int = 0) -> nn.Module:
+    """A net, made on the meta device or not, in eval mode; none of its numbers is zero or one."""
+    peer.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in peer.state_dict().items():
+        if not tensor.is_floating_point():
+            tensor.fill_(7)  # of a BatchNorm: how many batches it saw
+        elif tensor.ndim > 1:  # tokens and positions have 1 as their first side
+            inputs = tensor[0].numel() if len(tensor) > 1 else 4
+            tensor.normal_(0, inputs**-0.5, generator=generator)
+        elif name.endswith(("bias", "mean")):
+            tensor.normal_(0, 0.2, generator=generator)
+        else:  # of norms, of LayerScale; variances
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    return peer.eval()
+
+
+def on_meta(make: Any, *arguments: Any, **options: Any) -> nn.Module:
+    """A net without memory: its own first weights are not needed."""
+    with torch.device("meta"):
+        return make(*arguments, **options)
+
+
+def images_for(net: Net, count: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, *net.config.image_size, generator=generator)
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """To 1e-5 of their scale, and there is something to compare."""
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.05
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """The same names, and the same bits under each."""
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+
+
+def assert_same_net(ours: Net, other: Net) -> None:
+    """One config and one set of weights."""
+    assert ours.config == other.config
+    assert_equal(ours.state_dict(), other.state_dict())
+
+
+def saved(tensors: dict[str, Tensor], path: Path, **beside: dict[str, Any]) -> Path:
+    """A file of tensors by its suffix, JSON beside it by `name={...}` for name.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    else:
+        torch.save(tensors, path)
+    for name, content in beside.items():
+        (path.parent / f"{name}.json").write_text(json.dumps(content))
+    return path
