@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import vitkit
-from vitkit.cli import main
+from vitkit.cli import VERBS, main
 
 COMMAND = [sys.executable, "-m", "vitkit"]
 
@@ -46,7 +46,7 @@ def timed(*words):
     return time.perf_counter() - started
 
 
-@pytest.mark.parametrize("verb", ["demo", "models", "pretrain", "finetune", "evaluate", "predict"])
+@pytest.mark.parametrize("verb", [*VERBS])
 def test_every_verb_of_the_help_has_its_own_help(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
@@ -217,3 +217,66 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_bits(tmp_path):
     assert run(*words[:-4], "--out", "whole", cwd=tmp_path).returncode == 0
     a, b = (vitkit.load(tmp_path / f / "last").net.state_dict() for f in ("run", "whole"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Nets and conversions
+
+
+def test_models_lists_the_nets_that_read_images_of_a_size(capsys):
+    assert main(["models", "--image-size", "14", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = {row["net"]: row for row in last_json(out)["models"]}
+    assert "ViT-B/16" not in rows and rows["ViT-H/14"]["parameters"] > 6e8
+    assert {"BiT-R50x1", "ViT-g/14", "ViT-Pico/2", "EfficientNet-B0"} <= set(rows)
+    assert any(line.split()[:2] == ["ViT-H/14", "14x14"] for line in out.splitlines())
+
+
+def test_models_lists_published_weights_by_name(capsys):
+    assert main(["models", "--published", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = {row["name"]: row for row in last_json(out)["published"]}
+    assert len(rows) > 60
+    row = rows["vit-b16-augreg-i21k-i1k-384"]
+    assert (row["model"], row["accuracy"]) == ("ViT-B/16", 0.8549)
+    assert row["where"].startswith("https://") and row["source"]
+    assert main(["models", "--published", "--image-size", "224"]) == 2
+
+
+def test_convert_writes_what_predicts_the_same(trained, tmp_path, capsys):
+    assert main(["convert", str(trained), str(tmp_path / "a.npz"), "--to", "npz", "--json"]) == 0
+    result = last_json(capsys.readouterr().out)
+    assert result["model"] == "ViT-Femto/2" and (tmp_path / "a.npz").is_file()
+    first, second = vitkit.load(trained), vitkit.load(tmp_path / "a.npz")
+    image = np.full((8, 8, 3), 99, np.uint8)
+    assert first.predict(image)[0].top == second.predict(image)[0].top
+
+
+def test_a_dry_conversion_shows_every_tensor_and_writes_nothing(trained, tmp_path, capsys):
+    words = ["convert", str(trained), str(tmp_path / "out"), "--to", "timm", "--dry-run", "--json"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    keys = {key["name"]: key for key in last_json(out)["keys"]}
+    assert keys.keys() == vitkit.load(trained).net.state_dict().keys()
+    assert keys["blocks.0.attention.qkv.weight"]["written"] == "blocks.0.attn.qkv.weight"
+    assert "blocks.1.mlp.fc2.bias" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["a-folder", "--to", "torchvision"], 2, "end it in"),
+        (["a.pth", "--to", "torchvision"], 1, "cannot represent this net: pooling 'mean'"),
+        (["a.npz", "--to", "timm"], 2, "writes a folder"),
+        (["a", "--to", "tensorflow"], 2, "tensorflow"),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_one_sentence(
+    trained, tmp_path, capsys, words, code, sentence
+):
+    out, *rest = words
+    assert main(["convert", str(trained), str(tmp_path / out), *rest]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("vitkit: ") and error.count("\n") == 1
+    assert sentence in error
+    assert list(tmp_path.iterdir()) == []

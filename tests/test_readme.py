@@ -37,6 +37,7 @@ def test_options_in_the_commands_of_the_docs_exist(page):
     known = {
         "demo": cli.Demo(),
         "models": cli.Models(),
+        "convert": cli.Convert(),
         "pretrain": cli.Pretrain(),
         "finetune": cli.Finetune(),
         "evaluate": cli.Evaluate(),

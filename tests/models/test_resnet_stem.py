@@ -273,6 +273,15 @@ def test_the_feature_map_of_an_image_does_not_depend_on_the_rest_of_the_batch():
     torch.testing.assert_close(stem(images)[:1], stem(images[:1]))
 
 
+def test_the_stem_compiles_whole_for_image_sizes_that_vary():
+    """It hung, not failed, while SAME padding was written with rounded quotients."""
+    stem = small_stem((1,))
+    compiled = torch.compile(stem, fullgraph=True, dynamic=True, backend="eager")
+    for size in ((32, 48), (64, 32)):
+        images = random_images(*size)
+        torch.testing.assert_close(compiled(images), stem(images))
+
+
 def test_every_parameter_is_trained():
     stem = small_stem()
     stem(random_images()).square().sum().backward()

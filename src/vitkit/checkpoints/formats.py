@@ -1,6 +1,7 @@
 """The formats of others: how a file of each is known, and what its library can compute.
 
-A format is data. `convert.py` reads and writes by it, `describe.py` knows the JSON beside it.
+A format is data. `convert.py` reads and writes by it, `limits.py` says which nets it can hold,
+`describe.py` and `peer_json.py` know the JSON beside it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from vitkit.checkpoints.keymaps import Table
 ANY = object()  # of a field: every value can be represented
 
 # What a plain ViT of each library has; formats below change single entries. A field that is not
-# named must have its default.
+# named must have its default. (Fixed positions are written as if they were learned.)
 PLAIN_VIT = {
     "patch": ANY, "width": ANY, "depth": ANY, "heads": ANY, "mlp_width": ANY, "classes": ANY,
     "image_size": ANY, "dropout": ANY, "head_bias": ANY, "pooling": ("token",),
+    "positions": ("1d", "sincos2d"),
 }  # fmt: skip
 
 
@@ -32,7 +34,8 @@ class Format:
     kind: str  # of vitkit.models.nets.KINDS
     table: Table
     marks: tuple[str, ...]  # a file that has all of these names is of this format
-    prefixes: tuple[str, ...] = ()  # taken off the names, one after another, where any has it
+    # Taken off the names, one after another, where any has it; names without it are left out.
+    prefixes: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement), then
     ignored: tuple[str, ...] = ()  # patterns of whole names that only pre-training reads
     constants: dict[str, Any] = field(default_factory=dict)  # what its library computes with
@@ -74,6 +77,7 @@ TIMM_VIT = Format(
     "ViT",
     (*keymaps.TIMM_VIT, *keymaps.TIMM_STEM),
     marks=("patch_embed.proj.weight", "blocks.0.norm1.weight"),
+    prefixes=keymaps.TIMM_PREFIXES,
     renames=keymaps.TIMM_RENAMES,
     ignored=keymaps.TIMM_IGNORED,
     constants={
@@ -92,6 +96,7 @@ TIMM_BIT = Format(
     "BiT",
     keymaps.TIMM_BIT,
     marks=("stem.conv.weight", "stages.0.blocks.0.norm1.weight"),
+    prefixes=keymaps.TIMM_PREFIXES,
     constants={"variance_eps": 1e-8, "std_eps": 0.0, "group_norm_eps": 1e-5},
     represents=dict.fromkeys(("units", "width_factor", "classes", "image_size", "head_bias"), ANY),
 )
@@ -106,6 +111,7 @@ HF_VIT = Format(
     constants={"gelu": "erf", "norm_eps": 1e-12},
     represents=PLAIN_VIT | {
         "gelu": ANY, "norm_eps": ANY, "distillation_token": ANY, "hidden_head": ANY,
+        "registers": (0, 1),  # DeiT's token where its head is not kept
     },
 )  # fmt: skip
 HF_DINOV2 = Format(
@@ -138,7 +144,7 @@ TORCHVISION_EFFICIENTNET = Format(
     "torchvision's efficientnet_b*",
     "EfficientNet",
     keymaps.TORCHVISION_EFFICIENTNET,
-    marks=("features.0.0.weight", "classifier.1.weight"),
+    marks=("features.0.0.weight", "features.1.0.block.0.0.weight"),
     represents=dict.fromkeys(
         ("size", "classes", "image_size", "head_bias", "dropout", "stochastic_depth"), ANY
     ),
@@ -162,7 +168,8 @@ WRITTEN = ("bundle", "npz", "timm", "hf", "torchvision")  # what `--to` takes
 def clean_names(names: Iterable[str], form: Format) -> dict[str, str]:
     """Each name as the format's table has it -> the name that it has in the file.
 
-    Where a prefix is taken off, names without it (the optimiser's, say) are left out.
+    Names without a prefix that others have are left out: the optimiser's, say. Of two names that
+    become one, the second keeps a name that no table has.
     """
     cleaned = {name: name for name in names}
     for prefix in form.prefixes:
@@ -170,7 +177,11 @@ def clean_names(names: Iterable[str], form: Format) -> dict[str, str]:
         if kept:
             cleaned = {name.removeprefix(prefix): old for name, old in kept.items()}
     for pattern, replacement in form.renames:
-        cleaned = {re.sub(pattern, replacement, name): old for name, old in cleaned.items()}
+        renamed: dict[str, str] = {}
+        for name, old in cleaned.items():
+            new = re.sub(pattern, replacement, name)
+            renamed[f"{old} (again)" if new in renamed else new] = old
+        cleaned = renamed
     return cleaned
 
 

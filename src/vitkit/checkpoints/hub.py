@@ -82,8 +82,8 @@ def fetch(source: str, revision: str | None = None) -> Path:
     if row is None:
         if "://" in source:
             raise UsageError(
-                f"{source}: only the files of published weights are fetched (`vitkit models` "
-                "lists them); download it yourself and give its path"
+                f"{source}: only the files of published weights are fetched (`vitkit models "
+                "--published` lists them); download it yourself and give its path"
             )
         named("published weights", source, PUBLISHED)
     assert row is not None

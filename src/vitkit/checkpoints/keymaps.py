@@ -3,8 +3,9 @@
 A row is (our name, their names, layout). Where a row has several of their names, our tensor is
 theirs stacked along the first axis. `{i}` is the number of a block; `{s}` and `{u}` are the stage
 and the unit of a ResNet, counted from 0, `{s1}` and `{u1}` the same from 1, `{u02}` from 1 in two
-digits; `{rest}` is all the rest of a name. Reading knows every row; writing takes the first row of each of our names, the rows after it
-are other names that files have for the same. `convert.py` applies a table in both directions.
+digits; `{rest}` is all the rest of a name. Reading knows every row; writing takes the first row for
+each of our names, the rows after it are other names that files have for the same. `tables.py`
+applies a table in both directions.
 
 Layouts, theirs -> ours. Flax: "conv" (H, W, in, out) -> (out, in, H, W); "dense" (in, out) ->
 (out, in); the heads of attention have an axis of their own: "heads-in" (D, h, d), "heads-out"
@@ -71,7 +72,8 @@ def flax_attention(ours: str, theirs: str, stacked: dict[str, tuple[str, ...]]) 
     )
 
 
-# The authors' .npz (vision_transformer, AugReg, big_vision's ViT).
+# The authors' .npz (vision_transformer, AugReg, big_vision's ViT), by the names of the released
+# files, which number the parts of a block through and which every loader of such files knows.
 
 BLOCK = "Transformer/encoderblock_{i}"
 POOL = "MAPHead_0"
@@ -81,12 +83,12 @@ NPZ_VIT: Table = (
     Row("position_embedding", ("Transformer/posembed_input/pos_embedding",)),
     *flax_norm("blocks.{i}.norm1", f"{BLOCK}/LayerNorm_0"),
     *flax_attention(
-        "blocks.{i}.attention", f"{BLOCK}/MultiHeadDotProductAttention_0",
+        "blocks.{i}.attention", f"{BLOCK}/MultiHeadDotProductAttention_1",
         {"qkv": ("query", "key", "value")},
     ),
-    *flax_norm("blocks.{i}.norm2", f"{BLOCK}/LayerNorm_1"),
-    *flax("blocks.{i}.mlp.dense1", f"{BLOCK}/MlpBlock_0/Dense_0", "dense"),
-    *flax("blocks.{i}.mlp.dense2", f"{BLOCK}/MlpBlock_0/Dense_1", "dense"),
+    *flax_norm("blocks.{i}.norm2", f"{BLOCK}/LayerNorm_2"),
+    *flax("blocks.{i}.mlp.dense1", f"{BLOCK}/MlpBlock_3/Dense_0", "dense"),
+    *flax("blocks.{i}.mlp.dense2", f"{BLOCK}/MlpBlock_3/Dense_1", "dense"),
     *flax_norm("norm", "Transformer/encoder_norm"),
     Row("pool.probe", (f"{POOL}/probe",)),
     *flax_attention(
@@ -142,13 +144,13 @@ NPZ_BIT: Table = (
     Row("head.bias", ("resnet/head/conv2d/bias",)),
 )
 
-# (pattern, replacement): older and other ways to write the same .npz names.
+# (pattern, replacement): other ways to write the same .npz names.
+PART = r"(/encoderblock(?:_\d+)?)"
 NPZ_RENAMES = (
-    # Flax before linen numbered the parts of a block through: LayerNorm_0, attention 1,
-    # LayerNorm_2, MLP 3. New files have LayerNorm_0 and _1: the marks never mix.
-    (r"/LayerNorm_2/", "/LayerNorm_1/"),
-    (r"/MultiHeadDotProductAttention_1/", "/MultiHeadDotProductAttention_0/"),
-    (r"/MlpBlock_3/", "/MlpBlock_0/"),
+    # Flax linen numbers each kind of part for itself: LayerNorm_0 and _1, attention 0, MLP 0.
+    (rf"{PART}/LayerNorm_1/", r"\1/LayerNorm_2/"),
+    (rf"{PART}/MultiHeadDotProductAttention_0/", r"\1/MultiHeadDotProductAttention_1/"),
+    (rf"{PART}/MlpBlock_0/", r"\1/MlpBlock_3/"),
     (r"^(?:Transformer/)?pos_embedding$", "Transformer/posembed_input/pos_embedding"),
     (r"/standardized_conv2d_\d+/", "/standardized_conv2d/"),
 )
@@ -157,6 +159,7 @@ NPZ_SCANNED = "Transformer/encoderblock/"  # big_vision's scan: all blocks in on
 
 # timm, and what shares its names: DeiT, MAE, DINOv2's own files.
 
+TIMM_FC_NORM = pair("norm", "fc_norm")  # the norm after the pool: ViTConfig.norm_after_pool
 TIMM_VIT: Table = (
     *pair("patch_embedding", "patch_embed.proj"),
     Row("class_token", ("cls_token",)),
@@ -177,7 +180,8 @@ TIMM_VIT: Table = (
     Row("blocks.{i}.scale2", ("blocks.{i}.ls2.gamma",)),
     Row("blocks.{i}.scale2", ("blocks.{i}.gamma_2",)),
     *pair("norm", "norm"),
-    *pair("norm", "fc_norm"),  # the same norm after the pool: ViTConfig.norm_after_pool
+    *TIMM_FC_NORM,
+    *pair("hidden", "pre_logits.fc"),  # timm before 0.6
     Row("pool.probe", ("attn_pool.latent",)),
     *pair("pool.q", "attn_pool.q"),
     *pair("pool.kv", "attn_pool.kv"),
@@ -189,12 +193,16 @@ TIMM_VIT: Table = (
     *pair("head_distillation", "head_dist"),
 )
 
-STAGE = "patch_embed.backbone.stages.{s}.blocks.{u}"
+BACKBONE = "patch_embed.backbone"
+STAGE = f"{BACKBONE}.stages.{{s}}.blocks.{{u}}"
+TIMM_ROOT_ALONE: Table = (  # R+ViT-Ti/16: no stages
+    Row("stem.root.conv.weight", (f"{BACKBONE}.conv.weight",)),
+    *pair("stem.root.norm", f"{BACKBONE}.norm"),
+)
 TIMM_STEM: Table = (
-    Row("stem.root.conv.weight", ("patch_embed.backbone.stem.conv.weight",)),
-    *pair("stem.root.norm", "patch_embed.backbone.stem.norm"),
-    Row("stem.root.conv.weight", ("patch_embed.backbone.conv.weight",)),  # R+ViT-Ti/16: no stages
-    *pair("stem.root.norm", "patch_embed.backbone.norm"),
+    Row("stem.root.conv.weight", (f"{BACKBONE}.stem.conv.weight",)),
+    *pair("stem.root.norm", f"{BACKBONE}.stem.norm"),
+    *TIMM_ROOT_ALONE,
     *(
         row
         for n in (1, 2, 3)
@@ -224,13 +232,16 @@ TIMM_BIT: Table = (
     Row("head.bias", ("head.fc.bias",)),
 )
 
+TIMM_PREFIXES = ("timm_model.", "backbone.")  # transformers' wrapper; DINO's training files
 TIMM_RENAMES = (
-    (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # DINOv2's training files keep blocks in chunks
+    (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # which may keep the blocks in chunks
 )
 TIMM_IGNORED = (r"mask_token", r"decoder_.*")  # what only pre-training reads (DINOv2, MAE)
 
 # Hugging Face: the names of version 4, which files have; then those of version 5 in memory.
 
+HF_TEACHER = pair("head", "cls_classifier")  # DeiT with its teacher's token and head
+HF_LONE_TOKEN: Table = (Row("registers", ("embeddings.distillation_token",)),)  # without its head
 LAYER, LAYER5 = "encoder.layer.{i}", "layers.{i}"
 QKV = ("query", "key", "value")
 HF_EMBEDDINGS: Table = (
@@ -244,7 +255,7 @@ HF_HEADS: Table = (
     *pair("norm", "layernorm"),
     *pair("hidden", "pooler.dense"),
     *pair("head", "classifier"),
-    *pair("head", "cls_classifier"),  # DeiT with teacher
+    *HF_TEACHER,
     *pair("head_distillation", "distillation_classifier"),
 )
 HF_VIT: Table = (
@@ -263,6 +274,10 @@ HF_VIT: Table = (
     *pair("blocks.{i}.mlp.dense1", f"{LAYER5}.mlp.fc1"),
     *pair("blocks.{i}.mlp.dense2", f"{LAYER5}.mlp.fc2"),
 )
+HF_SWIGLU: Table = (
+    *pair("blocks.{i}.mlp.dense1", f"{LAYER}.mlp.weights_in"),
+    *pair("blocks.{i}.mlp.dense2", f"{LAYER}.mlp.weights_out"),
+)
 HF_DINOV2: Table = (
     *HF_EMBEDDINGS,
     *pair("blocks.{i}.norm1", f"{LAYER}.norm1"),
@@ -276,13 +291,9 @@ HF_DINOV2: Table = (
     *HF_HEADS,
     *joined("blocks.{i}.attention.qkv", *(f"{LAYER}.attention.{n[0]}_proj" for n in QKV)),
     *pair("blocks.{i}.attention.out", f"{LAYER}.attention.o_proj"),
-    *pair("blocks.{i}.mlp.dense1", f"{LAYER}.mlp.weights_in"),  # SwiGLU
-    *pair("blocks.{i}.mlp.dense2", f"{LAYER}.mlp.weights_out"),
+    *HF_SWIGLU,
     *joined("blocks.{i}.mlp.dense1", f"{LAYER}.mlp.gate_proj", f"{LAYER}.mlp.up_proj"),
     *pair("blocks.{i}.mlp.dense2", f"{LAYER}.mlp.down_proj"),
-)
-HF_DINOV2_SWIGLU: Table = (  # for writing: what is "fc" above has other names
-    *(row for row in HF_DINOV2 if ".mlp.fc" not in row.theirs[0]),
 )
 HF_RENAMES = ((r"^(?:vit|deit|dinov2|dinov2_with_registers)\.", ""),)  # before the encoder's names
 HF_IGNORED = (r"embeddings\.mask_token", r"decoder\..*")  # what only pre-training reads

@@ -178,7 +178,7 @@ def t2t(model: str, file: str, accuracy: float, side: int = 224) -> Published:
 def timm(model: str, name: str, side: int, accuracy: float) -> Published:
     """Pre-trained on ImageNet-21k, fine-tuned on ImageNet."""
     before = side if side == 384 else floor(side / 0.9)  # crop_pct 1.0 and 0.9
-    preprocessing = cropped(side, before, mean_std=IMAGENET)
+    preprocessing = cropped(side, before, mean_std=(HALF, HALF))
     where = f"hf:timm/{name}_in21k_ft_in1k"
     source = "pytorch-image-models: results/results-imagenet.csv"
     return Published(model, where, preprocessing, source, accuracy)

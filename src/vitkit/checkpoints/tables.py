@@ -76,8 +76,32 @@ def to_ours(theirs: Tensors, table: Table, file_names: dict[str, str], source: s
             listed = ", ".join(file_names[n] for n in names)
             raise CheckpointError(f"{source}: {listed} are not of one shape")
         laid = [from_layout(theirs.pop(n), row.layout, file_names[n], source) for n in names]
-        tensors[ours] = laid[0] if len(laid) == 1 else torch.cat(laid)
+        # A copy, also where nothing moves: their tensor may be a map of a file, which can change.
+        alone = len(laid) == 1
+        whole = laid[0].clone(memory_format=torch.contiguous_format) if alone else torch.cat(laid)
+        tensors[ours] = whole
     return Mapped(tensors, pieces, unknown, missing)
+
+
+class FileNames(dict[str, str]):
+    """For each of our names theirs; for what a file lacks the name that it would have there."""
+
+    def __init__(self, pieces: list[Piece], table: Table) -> None:
+        super().__init__()
+        self.table = table
+        for piece in pieces:
+            known = f"{self[piece.ours]} + " if super().__contains__(piece.ours) else ""
+            self[piece.ours] = known + piece.theirs
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or place_in_theirs(str(name), self.table) is not None
+
+    def __missing__(self, name: str) -> str:
+        place = place_in_theirs(name, self.table)
+        if place is None:
+            raise KeyError(name)
+        row, numbers = place
+        return " + ".join(filled(template, numbers) for template in row.theirs)
 
 
 def to_theirs(ours: Tensors, table: Table, heads: int) -> tuple[Tensors, list[Piece]]:
@@ -162,7 +186,7 @@ def sibling(name: str, row: Row, part: int) -> str:
 
 
 def from_layout(tensor: Tensor, layout: Layout, name: str, source: str) -> Tensor:
-    """Their tensor in our layout."""
+    """Their tensor in our layout, a view of it where that can be."""
     axes = AXES[layout]
     if axes and tensor.ndim != axes[0]:
         shape = tuple(tensor.shape)
@@ -182,8 +206,7 @@ def from_layout(tensor: Tensor, layout: Layout, name: str, source: str) -> Tenso
         "pixel-torch": lambda t: t[:, :, 0, 0],
         "vector": lambda t: t.reshape(-1) if t.numel() == t.shape[-1:].numel() else t,
     }
-    # A copy, also where nothing moves: their tensor may be a map of a file, which can change.
-    return steps[layout](tensor).clone(memory_format=torch.contiguous_format)
+    return steps[layout](tensor)
 
 
 def to_layout(tensor: Tensor, layout: Layout, heads: int) -> Tensor:

@@ -42,9 +42,7 @@ CALLABLE = {
 }
 # Classes that copy what they are called with: called with nothing, or a few times (a Counter in a
 # MultiStepLR). Many copies of one large list are a bomb.
-COLLECTIONS = {
-    "collections.OrderedDict", "collections.Counter", "builtins.set", "__builtin__.set",
-}  # fmt: skip
+COLLECTIONS = {"collections.OrderedDict", "collections.Counter", "builtins.set"}
 COPIES_AT_MOST = 8
 CREATABLE = {"torch.nn.parameter.Parameter", "argparse.Namespace"}  # by __new__
 DTYPES = {f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
@@ -155,6 +153,7 @@ def check_pickle(file: IO[bytes], path: Path) -> None:
             made: Any = () if kind == "EMPTY_TUPLE" else None
             if kind in ("GLOBAL", "INST", "STACK_GLOBAL"):
                 made = ".".join(strings if kind == "STACK_GLOBAL" else str(argument).split(" "))
+                made = re.sub("^__builtin__", "builtins", made)  # protocol 2 is Python 2's
                 if made not in NAMES and not STORAGE.fullmatch(made):
                     raise CheckpointError(refusal(path, made))
             elif kind in ("REDUCE", "NEWOBJ"):

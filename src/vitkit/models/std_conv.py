@@ -89,6 +89,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     Where the zeros are odd in number the smaller half comes first, so that a 7 x 7 kernel of
     stride 2 has (2, 3) at even sizes and (3, 3) at odd ones.
     """
+    # A remainder, no rounded quotients: on those torch.compile is stuck where sizes vary.
     last = size % stride or stride  # pixels from the start of the last stride to the end
     total = max(kernel - last, 0)
     return total // 2, total - total // 2

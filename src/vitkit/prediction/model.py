@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vitkit.data.decode import ImageError, decode, decode_by_pillow
 from vitkit.data.folders import images_in
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, VitkitError
-from vitkit.models.nets import Net
+from vitkit.models.nets import Net, resize_net
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
@@ -161,8 +161,11 @@ def load(
     place = checkpoint_at(path, revision)
     bundle = read_bundle(place) if is_bundle(place) else read_foreign(place)
     published = row_of(str(path))
-    if preprocessing is None and published is not None:
-        preprocessing = published.preprocessing.at(bundle.net.config.image_size)
+    if published is not None and published.where.startswith("https://"):  # no JSON beside them
+        if bundle.net.config.image_size != published.preprocessing.image_size:
+            net = resize_net(bundle.net, published.preprocessing.image_size)
+            bundle = replace(bundle, net=net)
+        preprocessing = preprocessing or published.preprocessing
     return Model(
         bundle.net,
         bundle.class_names if class_names is None else class_names,

@@ -1,0 +1,70 @@
+"""The commands of docs/checkpoints.md, run one after another in an empty folder."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vitkit
+
+PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+COMMAND = re.compile(r"^vitkit (.+)$", re.MULTILINE)
+BLOCK = re.compile(r"^```(\w+)( fails)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """The folder after all commands of the page, and what each printed."""
+    folder = tmp_path_factory.mktemp("docs")
+    printed = []
+    for language, fails, text in BLOCK.findall(PAGE.read_text()):
+        if language != "console":
+            continue
+        for words in COMMAND.findall(text):
+            done = subprocess.run(
+                [sys.executable, "-m", "vitkit", *words.split()], cwd=folder, text=True,
+                capture_output=True, timeout=300, check=False,
+            )  # fmt: skip
+            assert (done.returncode == 0) != bool(fails), f"vitkit {words}\n{done.stderr}"
+            printed.append((words, done.stdout + done.stderr))
+    return folder, printed
+
+
+def test_the_accuracy_is_the_same_in_every_format(walked):
+    metrics = [
+        json.loads(text.strip().splitlines()[-1])["metrics"]
+        for words, text in walked[1]
+        if words.startswith("evaluate")
+    ]
+    assert len(metrics) == 3
+    assert metrics[0]["top1"] > 0.2, "the net has learned something"
+    assert metrics[1]["top1"] == metrics[2]["top1"] == metrics[0]["top1"]
+
+
+def test_a_dry_run_shows_every_tensor_and_writes_nothing(walked):
+    text = next(text for words, text in walked[1] if "--dry-run" in words)
+    assert "blocks.0.attention.qkv.weight" in text
+    assert "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel" in text
+
+
+def test_a_format_that_cannot_hold_the_net_says_what_it_cannot_hold(walked):
+    text = walked[1][-1][1]
+    assert "pooling 'mean'" in text
+    assert not (walked[0] / "small-hf").exists()
+
+
+def test_timm_loads_what_was_written_for_it_and_gives_the_same_logits(walked):
+    timm = pytest.importorskip("timm")
+    folder = walked[0]
+    model = vitkit.load(folder / "runs" / "small")
+    peer = timm.create_model(f"local-dir:{folder / 'small-timm'}", pretrained=True).eval()
+    side = model.net.config.image_size[0]
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, side, side))).float()
+    with torch.no_grad():
+        ours, theirs = model.net(images), peer(images)
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
