@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitkit.models.bit import BiTConfig
 from vitkit.models.nets import NetConfig, make_meta
@@ -85,6 +84,8 @@ def resnet_multiply_adds(size: tuple[int, int], units: tuple[int, ...], width: i
 
 def counted_flops(net: NetConfig) -> int:
     """The same for any net, by running it without memory under torch's counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     module = make_meta(net).eval()
     images = torch.empty(1, 3, *net.image_size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -10,17 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 # The side in pixels that each was made for: EfficientNetBuilder's params_dict, the original code.
 USUAL_IMAGE_SIZES = {
     "B0": 224, "B1": 240, "B2": 260, "B3": 300, "B4": 380, "B5": 456, "B6": 528, "B7": 600,
-}  # fmt: skip
-
-BUILDERS = {
-    "B0": models.efficientnet_b0, "B1": models.efficientnet_b1, "B2": models.efficientnet_b2,
-    "B3": models.efficientnet_b3, "B4": models.efficientnet_b4, "B5": models.efficientnet_b5,
-    "B6": models.efficientnet_b6, "B7": models.efficientnet_b7,
 }  # fmt: skip
 
 
@@ -40,9 +33,9 @@ class EfficientNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))  # a list from JSON, say
-        if self.size not in BUILDERS:
+        if self.size not in USUAL_IMAGE_SIZES:
             raise ValueError(
-                f"size {self.size!r} is not known; choose one of {', '.join(BUILDERS)}"
+                f"size {self.size!r} is not known; choose one of {', '.join(USUAL_IMAGE_SIZES)}"
             )
         if self.classes < 0:
             raise ValueError(f"classes is {self.classes}; it must be at least 0")
@@ -66,7 +59,9 @@ class EfficientNet(nn.Module):
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = config
-        net = BUILDERS[config.size](
+        from torchvision.models import efficientnet  # seconds that the other nets do without
+
+        net = getattr(efficientnet, f"efficientnet_{config.size.lower()}")(
             num_classes=max(1, config.classes),  # torchvision cannot initialise a head of none
             stochastic_depth_prob=config.stochastic_depth,
             **({} if config.dropout is None else {"dropout": config.dropout}),

@@ -16,13 +16,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from vitkit.models.attend import attend
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 SIZED = re.compile(r"(window|stride|neighborhood):([1-9][0-9]*)(?:x([1-9][0-9]*))?")
 
@@ -249,6 +252,7 @@ def block_mask(
     pattern: Pattern, grid: tuple[int, int], prefix: int, device: torch.device
 ) -> BlockMask:
     """FlexAttention's form of `pattern_mask`: which blocks of pairs it may pass over."""
+    from torch.nn.attention.flex_attention import create_block_mask  # half a second to import
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return may_attend(pattern, grid, prefix, query, key)
@@ -261,6 +265,8 @@ def block_mask(
 @cache
 def compiled_flex_attention() -> Callable[..., Tensor]:
     """FlexAttention is fast only where it is compiled; this compiles it on its first use."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 

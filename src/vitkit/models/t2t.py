@@ -130,7 +130,7 @@ class T2TViT(nn.Module):
                 "the images, or build the net for that image_size: its positions are not trained"
             )
         x = self.tokens_to_token(images)
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.dropout(x + self.position_embedding)
 
     @torch.no_grad()
@@ -302,7 +302,7 @@ class Block(nn.Module):
         """In training: zeros for a random share of the images, the rest scaled up in its place."""
         if not self.training or self.stochastic_depth == 0:
             return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.stochastic_depth
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.stochastic_depth
         return branch * (kept / (1 - self.stochastic_depth)).to(branch.dtype)
 
 

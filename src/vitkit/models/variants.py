@@ -45,6 +45,7 @@ PAPER = "the paper (imagenet21k, imagenet21k+imagenet2012), AugReg"
 AUGREG = "AugReg"
 DINOV2 = "DINOv2"
 BIT = "BiT-S, BiT-M (bit_models)"
+I21K = "vision_transformer (imagenet21k)"
 NONE = "trained here; none published"
 AXIAL = ("row", "column")  # appendix D.6: row attention and MLP, column attention and MLP
 
@@ -76,7 +77,7 @@ VARIANTS = {
     "R50+ViT-L/16": vit(1, 1024, 24, 16, 4096, NONE, stem=(3, 4, 9)),
     "R+ViT-Ti/16":  vit(8,  192, 12,  3,  768, AUGREG, stem=()),
     "R26+ViT-S/32": vit(1,  384, 12,  6, 1536, AUGREG, stem=(2, 2, 2, 2)),
-    "R26+ViT-B/32": vit(1,  768, 12, 12, 3072, "vision_transformer (imagenet21k)", stem=(2, 2, 2, 2)),
+    "R26+ViT-B/32": vit(1,  768, 12, 12, 3072, I21K, stem=(2, 2, 2, 2)),
     # Big Transfer (arXiv 1912.11370); R50x2, R152x1, R200x3 of the paper's Table 6 are unpublished.
     "BiT-R50x1":  bit((3, 4, 6, 3), 1, BIT),
     "BiT-R50x2":  bit((3, 4, 6, 3), 2, NONE),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vitkit.models.restricted import parse_pattern
+from vitkit.models.std_conv import check_epsilons
 
 NORM_EPS = 1e-6  # flax.linen.LayerNorm's default, which the authors' models_vit.py uses
 
@@ -77,9 +78,11 @@ class ViTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        if not 0 < self.norm_eps < math.inf:
-            raise ValueError(f"norm_eps is {self.norm_eps}; it must be above 0")
-        for name in ("head_bias", "layer_scale", "stem_variance_eps", "stem_std_eps"):
+        for name in ("norm_eps", "stem_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        check_epsilons(self.stem_variance_eps, self.stem_std_eps)
+        for name in ("head_bias", "layer_scale"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; it must be a finite number")
