@@ -27,19 +27,32 @@ def assert_agrees(ours: torch.Tensor, expected: np.ndarray) -> None:
     assert difference <= 1e-5 * max(1, np.abs(expected).max())
 
 
-@pytest.mark.parametrize("case", ["vit-token-prelogits", "vit-gap-linen-names"])
+CHECKPOINTS = {  # case: (file, the precision that the case was computed in)
+    "vit-token-prelogits": ("checkpoint.npz", torch.float32),
+    "vit-gap-linen-names": ("checkpoint.npz", torch.float32),
+    "hybrid-two-stage": ("checkpoint.npz", torch.float32),
+    "hybrid-root-only": ("checkpoint.npz", torch.float32),
+    "hybrid-epsilons": ("checkpoint.npz", torch.float32),
+    "bit-four-stage": ("checkpoint.npz", torch.float64),
+    "bit-epsilons": ("checkpoint.npz", torch.float64),
+    "t2t-performer": ("checkpoint.pth", torch.float32),
+    "t2t-transformer": ("checkpoint.pth", torch.float32),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
 @torch.no_grad()
 def test_a_checkpoint_of_the_authors_gives_their_features_and_logits(case):
-    arrays = golden(case)
-    net = vitkit.load(GOLDEN / case / "checkpoint.npz").net
-    images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+    arrays, (file, precision) = golden(case), CHECKPOINTS[case]
+    net = vitkit.load(GOLDEN / case / file).net.to(precision)
+    images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).to(precision)
     assert_agrees(net.features(images), arrays["features"])
     assert_agrees(net(images), arrays["logits"])
 
 
-@pytest.mark.parametrize("case", ["vit-token-prelogits", "vit-gap-linen-names"])
+@pytest.mark.parametrize("case", CHECKPOINTS)
 def test_a_loaded_checkpoint_is_ready_to_evaluate_in_float32(case):
-    net = vitkit.load(GOLDEN / case / "checkpoint.npz").net
+    net = vitkit.load(GOLDEN / case / CHECKPOINTS[case][0]).net
     assert not net.training
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
@@ -102,7 +115,7 @@ def test_every_golden_case_is_complete_and_none_of_its_outputs_goes_untested():
     assert len(schedules) == 2 * 3
     assert len(golden("preprocess-direct-resize")) == 2
     assert {folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} == {
-        "vit-token-prelogits", "vit-gap-linen-names", "position-embedding-resize",
-        "few-shot-least-squares", "few-shot-least-squares-wide", "learning-rate-schedules",
-        "preprocess-direct-resize",
+        *CHECKPOINTS, "position-embedding-resize", "few-shot-least-squares",
+        "few-shot-least-squares-wide", "learning-rate-schedules", "preprocess-direct-resize",
+        "axial-resnet",  # whose published files nothing reads: tests/models/test_axial_resnet.py
     }  # fmt: skip

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitkit.data.transforms import Preprocessing
 from vitkit.models.nets import Net
+from vitkit.prediction.model import to_pixels
 
 
 @torch.no_grad()
-def randomised(peer: nn.Module, seed: int = 0) -> nn.Module:
+def randomised(peer: nn.Module, seed: int = 0) -> Any:
     """A net, made on the meta device or not, in eval mode; none of its numbers is zero or one."""
     peer.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
@@ -29,7 +32,7 @@ def randomised(peer: nn.Module, seed: int = 0) -> nn.Module:
     return peer.eval()
 
 
-def on_meta(make: Any, *arguments: Any, **options: Any) -> nn.Module:
+def on_meta(make: Any, *arguments: Any, **options: Any) -> Any:
     """A net without memory: its own first weights are not needed."""
     with torch.device("meta"):
         return make(*arguments, **options)
@@ -60,7 +63,7 @@ def assert_same_net(ours: Net, other: Net) -> None:
     assert_equal(ours.state_dict(), other.state_dict())
 
 
-def saved(tensors: dict[str, Tensor], path: Path, **beside: dict[str, Any]) -> Path:
+def saved(tensors: dict[str, Any], path: Path, **beside: dict[str, Any]) -> Path:
     """A file of tensors by its suffix, JSON beside it by `name={...}` for name.json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -70,3 +73,20 @@ def saved(tensors: dict[str, Tensor], path: Path, **beside: dict[str, Any]) -> P
     for name, content in beside.items():
         (path.parent / f"{name}.json").write_text(json.dumps(content))
     return path
+
+
+PHOTO = Path(__file__).parents[1] / "golden/preprocess-direct-resize/n01443537_goldfish.JPEG"
+
+
+def photo() -> Image.Image:
+    """A photo of 400 x 200 pixels: an aspect at which no library has anything to round."""
+    whole = Image.open(PHOTO).convert("RGB")
+    left, top = (whole.width - 400) // 2, (whole.height - 200) // 2
+    return whole.crop((left, top, left + 400, top + 200))
+
+
+def assert_prepares_alike(preprocessing: Preprocessing, theirs: Tensor) -> None:
+    """Within a level of 255, as the others round to whole pixels after they resize."""
+    ours = preprocessing(to_pixels(photo()))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().mean() < 0.007  # a shift by one pixel is 0.1, say

@@ -275,6 +275,5 @@ def write_npz(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             tensor = tensor.detach()
             if tensor.dtype in HALF:
                 tensor = scratch[: tensor.numel()].view(tensor.shape).copy_(tensor)
-            # A ZipInfo has a fixed date: the same tensors are the same bytes.
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, tensor.cpu().numpy(), allow_pickle=False)

@@ -38,6 +38,7 @@ class Format:
     prefixes: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement), then
     ignored: tuple[str, ...] = ()  # patterns of whole names that only pre-training reads
+    unread_with_head: tuple[str, ...] = ()  # and those that a net with a head does not read
     constants: dict[str, Any] = field(default_factory=dict)  # what its library computes with
     represents: dict[str, Any] = field(default_factory=dict)  # field: the values it can hold
 
@@ -108,6 +109,7 @@ HF_VIT = Format(
     marks=("embeddings.patch_embeddings.projection.weight",),
     renames=keymaps.HF_RENAMES,
     ignored=keymaps.HF_IGNORED,
+    unread_with_head=keymaps.HF_UNREAD_WITH_HEAD,
     constants={"gelu": "erf", "norm_eps": 1e-12},
     represents=PLAIN_VIT | {
         "gelu": ANY, "norm_eps": ANY, "distillation_token": ANY, "hidden_head": ANY,
@@ -124,6 +126,7 @@ HF_DINOV2 = Format(
     ),
     renames=keymaps.HF_RENAMES,
     ignored=keymaps.HF_IGNORED,
+    unread_with_head=keymaps.HF_UNREAD_WITH_HEAD,
     constants={"gelu": "erf", "norm_eps": 1e-6},
     represents=PLAIN_VIT | {
         "pooling": ("token", "token+mean"), "gelu": ANY, "norm_eps": ANY, "registers": ANY,
@@ -185,8 +188,12 @@ def clean_names(names: Iterable[str], form: Format) -> dict[str, str]:
     return cleaned
 
 
-def is_ignored(name: str, form: Format) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in form.ignored)
+def read_names(names: Iterable[str], form: Format) -> list[str]:
+    """Those of the names, as the table has them, that the net reads."""
+    names = list(names)
+    with_head = any(name.startswith(("classifier.", "cls_classifier.")) for name in names)
+    ignored = form.ignored + (form.unread_with_head if with_head else ())
+    return [n for n in names if not any(re.fullmatch(pattern, n) for pattern in ignored)]
 
 
 def detect(names: Iterable[str]) -> Format | None:

@@ -13,14 +13,17 @@ from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.tables import FileNames, Tensors
 from vitkit.models.bit import BiTConfig
 from vitkit.models.efficientnet import USUAL_IMAGE_SIZES, EfficientNetConfig
-from vitkit.models.nets import NetConfig, make_meta
+from vitkit.models.nets import NetConfig
 from vitkit.models.t2t import T2TConfig
 from vitkit.models.variants import VARIANTS
-from vitkit.models.vit_config import ViTConfig
+from vitkit.models.vit_config import Pooling, ViTConfig
 
 HEAD_WIDTH = 64  # of nearly all nets; those of VARIANTS and these, by their width, are others
 HEADS = {1152: 16, 1536: 16}  # So400m (arXiv 2305.13035), SigLIP 2's giant
 GATED_HEADS = {1536: 24}  # DINOv2's g
+FEATURE_WIDTHS = {  # of EfficientNet: 1280 times its width factor, in whole eights
+    "B0": 1280, "B1": 1280, "B2": 1408, "B3": 1536, "B4": 1792, "B5": 2048, "B6": 2304, "B7": 2560,
+}  # fmt: skip
 FIRST_LAYER_SCALE = 1e-5  # of DINOv2; a checkpoint holds what became of it
 
 Said = dict[str, Any]  # what else is known: describe.said_by
@@ -70,6 +73,10 @@ def vit_config(
     depth = count(tensors, r"blocks\.(\d+)\.")
     agrees("width", width, said)
     agrees("depth", depth, said)
+    size = image_size(tensors, patch if stem is None else patch * stride(stem), said)
+    if size != said.get("image_size", size):
+        asked, found = ("x".join(map(str, sides)) for sides in (said["image_size"], size))
+        notes.append(f"images of {found}, for which there are positions; config.json says {asked}")
     return ViTConfig(
         patch=patch,
         width=width,
@@ -77,7 +84,7 @@ def vit_config(
         heads=said.get("heads") or usual_heads(width, depth, mlp_width, gated, notes),
         mlp_width=mlp_width,
         classes=classes_of(tensors),
-        image_size=image_size(tensors, patch if stem is None else patch * stride(stem), said),
+        image_size=size,
         pooling=pooling_of(tensors, width, said),
         hidden_head="hidden.weight" in tensors,
         norm_after_pool=said.get("norm_after_pool", False),
@@ -103,7 +110,7 @@ def classes_of(tensors: Tensors) -> int:
     return sized[0].shape[0] if sized else 0
 
 
-def pooling_of(tensors: Tensors, width: int, said: Said) -> str:
+def pooling_of(tensors: Tensors, width: int, said: Said) -> Pooling:
     """What the head reads, from what there is."""
     if "pool.probe" in tensors:
         return "map"
@@ -149,7 +156,8 @@ def image_size(tensors: Tensors, cell: int, said: Said) -> tuple[int, int]:
             return rows * cell, columns * cell
     for patches in possible:
         side = math.isqrt(max(0, patches))
-        if side >= 1 and side * side == patches:
+        usual = patches == possible[0]
+        if side * side == patches and side >= (1 if usual else 2):
             return side * cell, side * cell
     raise ValueError(
         f"{positions} position embeddings are no square grid of patches with "
@@ -231,11 +239,12 @@ def t2t_config(tensors: Tensors, notes: list[str]) -> T2TConfig:
 
 
 def efficientnet_config(tensors: Tensors) -> EfficientNetConfig:
-    """The size whose names and shapes these are."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    for size, side in USUAL_IMAGE_SIZES.items():
-        config = EfficientNetConfig(size, classes=classes_of(tensors), image_size=(side, side))
-        expected = make_meta(config).state_dict()
-        if {name: tensor.shape for name, tensor in expected.items()} == shapes:
-            return config
-    raise ValueError("no EfficientNet B0 to B7 has these tensors")
+    """The size by its features and the depth of its first stage."""
+    width = tensors["backbone.8.0.weight"].shape[0]
+    sizes = [size for size, features in FEATURE_WIDTHS.items() if features == width]
+    if not sizes:
+        raise ValueError(f"no EfficientNet B0 to B7 has {width} features")
+    deeper = "backbone.1.1.block.0.0.weight" in tensors  # than B0
+    size = sizes[-1] if deeper else sizes[0]
+    side = USUAL_IMAGE_SIZES[size]
+    return EfficientNetConfig(size, classes=classes_of(tensors), image_size=(side, side))

@@ -15,6 +15,7 @@ linear layer kept as a 1x1 convolution; "vector" is (C,) with leading ones; "sam
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
 
 Layout = Literal[
@@ -296,7 +297,9 @@ HF_DINOV2: Table = (
     *pair("blocks.{i}.mlp.dense2", f"{LAYER}.mlp.down_proj"),
 )
 HF_RENAMES = ((r"^(?:vit|deit|dinov2|dinov2_with_registers)\.", ""),)  # before the encoder's names
-HF_IGNORED = (r"embeddings\.mask_token", r"decoder\..*")  # what only pre-training reads
+HF_UNREAD_WITH_HEAD = (r"pooler\..*",)
+HF_MASK_TOKEN = "embeddings.mask_token"
+HF_IGNORED = (re.escape(HF_MASK_TOKEN), r"decoder\..*")  # what only pre-training reads
 
 # torchvision.
 

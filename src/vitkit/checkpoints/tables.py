@@ -112,7 +112,8 @@ def to_theirs(ours: Tensors, table: Table, heads: int) -> tuple[Tensors, list[Pi
         if place is None:
             raise ValueError(name)
         row, numbers = place
-        for template, part in zip(row.theirs, tensor.chunk(len(row.theirs)), strict=True):
+        parts = (tensor,) if len(row.theirs) == 1 else tensor.chunk(len(row.theirs))
+        for template, part in zip(row.theirs, parts, strict=True):
             key = filled(template, numbers)
             theirs[key] = to_layout(part, row.layout, heads)
             pieces.append(Piece(key, tuple(theirs[key].shape), name))

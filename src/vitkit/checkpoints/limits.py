@@ -1,0 +1,151 @@
+"""Which nets a format can hold, and what of a net its library would compute otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, replace
+
+import torch
+from torch import Tensor
+
+from vitkit.checkpoints.formats import (
+    ANY,
+    FORMATS,
+    HF_DINOV2,
+    HF_VIT,
+    NPZ_VIT,
+    TIMM_VIT,
+    TORCHVISION_VIT,
+    Format,
+)
+from vitkit.checkpoints.peer_json import TIMM_BITS, TIMM_STEMS, dinov2_mlp_ratio
+from vitkit.checkpoints.problems import CheckpointError
+from vitkit.models.bit import BiTConfig
+from vitkit.models.nets import Net, NetConfig, kind_of, make_meta
+from vitkit.models.vit_config import ViTConfig
+
+TOLERANCE = 1e-5  # of scale: what a library's own constants may change
+
+
+def format_for(to: str, config: NetConfig) -> Format:
+    """The format of that name for a net of this kind; CheckpointError where there is none."""
+    kind = kind_of(config)
+    if to == "hf" and isinstance(config, ViTConfig):
+        return HF_VIT if config.layer_scale is None else HF_DINOV2
+    written = {form.name: form for form in FORMATS if form.kind == kind and form.represents}
+    if to not in written:
+        raise CheckpointError(
+            f"{to} has no nets of kind {kind}; what has: {', '.join(['bundle', *written])}"
+        )
+    return written[to]
+
+
+def check_represented(net: Net, form: Format, with_json: bool) -> None:
+    """CheckpointError, which names each field, where the format cannot hold this net.
+
+    `with_json` is whether the format's JSON goes with the weights, to say what they do not.
+    """
+    config = net.config
+    lacking = unrepresented(config, form) + further_limits(config, form)
+    if lacking:
+        raise CheckpointError(
+            f"{form.title} cannot represent this net: {', '.join(lacking)}; keep it as a bundle, "
+            "or choose another format"
+        )
+    check_constants(net, form, with_json)
+
+
+def unrepresented(config: NetConfig, form: Format) -> list[str]:
+    """Each field with a value that the format has no place for."""
+    lacking = []
+    for field in fields(config):
+        value, allowed = getattr(config, field.name), form.represents.get(field.name)
+        if allowed is ANY or field.name in form.constants:  # or checked by what it changes
+            continue
+        default = None if field.default is MISSING else field.default
+        if value not in (allowed or (default,)):
+            lacking.append(f"{field.name} {value!r}")
+    return lacking
+
+
+def further_limits(config: NetConfig, form: Format) -> list[str]:
+    """What a list of allowed values cannot say."""
+    if form.name == "timm" and isinstance(config, BiTConfig):
+        known = (config.units, config.width_factor) in TIMM_BITS
+        return [] if known else [f"units {config.units} of width factor {config.width_factor}"]
+    if not isinstance(config, ViTConfig):
+        return []
+    height, width = config.image_size
+    gated, pooling = config.mlp == "swiglu", config.pooling
+    limits: dict[str, bool] = {}
+    if form in (NPZ_VIT, TORCHVISION_VIT, HF_DINOV2):
+        limits[f"an oblong image size of {height}x{width}"] = height != width
+    if form is TIMM_VIT:
+        limits |= {
+            f"a stem of {config.stem} units": config.stem not in (None, *TIMM_STEMS),
+            "a stem together with SwiGLU": config.stem is not None and gated,
+            "attention pooling together with SwiGLU": pooling == "map" and gated,
+            "a distillation token together with a stem, SwiGLU, registers or a norm after the pool":
+                config.distillation_token
+                and (config.stem is not None or gated or config.registers > 0
+                     or config.norm_after_pool),
+        }  # fmt: skip
+    if form is HF_VIT:
+        token = config.distillation_token
+        limits |= {
+            "a hidden layer before the head": config.hidden_head and config.classes > 0,
+            "a distillation token without heads": token and config.classes == 0,
+            "a register beside a distillation token": token and config.registers > 0,
+        }
+    if form is HF_DINOV2:
+        limits |= {
+            f"{config.classes} classes read by pooling {pooling!r}":
+                (config.classes > 0) != (pooling == "token+mean"),
+            f"an mlp_width of {config.mlp_width}, which no whole mlp_ratio makes":
+                dinov2_mlp_ratio(config) is None,
+        }  # fmt: skip
+    return [limit for limit, holds in limits.items() if holds]
+
+
+def check_constants(net: Net, form: Format, with_json: bool) -> None:
+    """CheckpointError where the library's own constants would give other outputs."""
+    config = net.config
+    theirs = {
+        name: value
+        for name, value in form.constants.items()
+        if getattr(config, name) != value
+        and not (with_json and form.represents.get(name) is ANY)
+        and not (name.startswith("stem_") and getattr(config, "stem", None) is None)
+    }
+    if not theirs:
+        return
+    change = difference(net, replace(config, **theirs))
+    if change > TOLERANCE:
+        listed = ", ".join(f"{n} {getattr(config, n)} (here) and {v}" for n, v in theirs.items())
+        advice = "Keep it as a bundle"
+        if all(form.represents.get(name) is ANY for name in theirs):
+            advice += ", or write a folder, whose config.json says it"
+        if "gelu" in theirs:
+            advice += f", or say --gelu {theirs['gelu']} to go on with theirs"
+        raise CheckpointError(
+            f"{form.title} compute with other constants: {listed}; outputs would differ by "
+            f"{change:.1g} of their scale. {advice}"
+        )
+
+
+@torch.no_grad()
+def difference(net: Net, other: NetConfig) -> float:
+    """How far features and logits move, as a share of their scale, under another config.
+
+    Measured on one image of noise.
+    """
+    twin = make_meta(other)
+    twin.load_state_dict(net.state_dict(), assign=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 3, *net.config.image_size, generator=generator) * 2 - 1
+
+    def outputs(one: Net) -> tuple[Tensor, Tensor]:
+        features = one.eval().features(images)
+        return features, one.head(features)
+
+    pairs = zip(outputs(net), outputs(twin), strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in pairs)
