@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitkit import cli
+from vitkit import cli, words
 from vitkit.recipes import FINETUNE, PRETRAIN
 
 ROOT = Path(__file__).parent.parent
@@ -35,20 +35,20 @@ def test_links_and_pictures_are_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_the_commands_of_the_docs_exist(page):
     known = {
-        "demo": cli.Demo(),
-        "models": cli.Models(),
-        "convert": cli.Convert(),
-        "pretrain": cli.Pretrain(),
-        "finetune": cli.Finetune(),
-        "evaluate": cli.Evaluate(),
-        "predict": cli.Predict(),
+        "demo": words.Demo(),
+        "models": words.Models(),
+        "convert": words.Convert(),
+        "pretrain": words.Pretrain(),
+        "finetune": words.Finetune(),
+        "evaluate": words.Evaluate(),
+        "predict": words.Predict(),
     }
     blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", page.read_text(), flags=re.S))
     for line in re.findall(r"^ *(?:\$ )?(vitkit [a-z].*)$", blocks, flags=re.M):
-        verb, *words = shlex.split(line.split("#")[0])[1:]
+        verb, *given = shlex.split(line.split("#")[0])[1:]
         assert verb in cli.VERBS, line
-        options = cli.help_of(known[verb], verb)
-        for word in cli.rewritten([verb, *words])[1:]:
+        options = words.help_of(known[verb], verb)
+        for word in words.rewritten([verb, *given])[1:]:
             if word.startswith("-"):
                 assert re.search(rf"(?<!\S){re.escape(word)}(?![\w-])", options), (line, word)
 

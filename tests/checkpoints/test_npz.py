@@ -110,6 +110,17 @@ def test_weights_are_laid_out_as_torch_has_them():
     )
 
 
+@pytest.mark.parametrize("case", ["hybrid-two-stage", "bit-four-stage"])
+def test_group_norms_may_have_leading_ones_or_none(tmp_path, case):
+    """The released files have (1, 1, 1, C); today's Flax has (C,)."""
+    arrays = arrays_of(GOLDEN / case / "checkpoint.npz")
+    norms = [name for name in arrays if "/gn" in name or "gn_" in name or "group_norm" in name]
+    assert len(norms) > 10
+    flat = arrays | {name: arrays[name].reshape(-1) for name in norms}
+    led = arrays | {name: arrays[name].reshape(1, 1, 1, -1) for name in norms}
+    assert_same_weights(write(tmp_path / "flat.npz", flat), write(tmp_path / "led.npz", led))
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_weights_of_another_precision_become_float32(tmp_path, dtype):
     arrays = {name: array.astype(dtype) for name, array in arrays_of().items()}

@@ -210,7 +210,7 @@ def chunked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("form", ["published", "training"])
 @pytest.mark.parametrize("registers", [0, 4])
-def test_dinov2s_own_files_are_read(room, form, registers):
+def test_dinov2s_own_files_are_read_and_written_for_timm(room, form, registers):
     """Its class token has a position, also beside registers; timm adds the two."""
     name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
     peer = made(name, **SMALL)
@@ -228,6 +228,9 @@ def test_dinov2s_own_files_are_read(room, form, registers):
     assert_computes_the_same(net, peer)
     assert isinstance(net.config, ViTConfig)
     assert (net.config.registers, net.config.depth) == (registers, 4)
+    write_foreign(Bundle(net, [], Preprocessing.direct((56, 56))), room / "timms", "timm")
+    again = timm.create_model(f"local-dir:{room / 'timms'}", pretrained=True).eval()
+    assert_computes_the_same(net, again)
 
 
 def test_dinov2s_swiglu_is_read_by_its_own_names(room):

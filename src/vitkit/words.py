@@ -1,0 +1,184 @@
+"""What can be said on the command line: the options of each verb, and how words become them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vitkit.errors import UsageError, named
+from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, override
+
+Device = Annotated[str, tyro.conf.arg(metavar="{auto,cpu,cuda,mps}")]
+Data = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA...")]
+
+
+@dataclass(frozen=True)
+class Common:
+    json: bool = False
+    """End the output with one line of JSON."""
+    debug: bool = False
+    """Show the whole trace of an error."""
+
+
+@dataclass(frozen=True)
+class Computing(Common):
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA, else MPS, else the CPU."""
+
+
+@dataclass(frozen=True)
+class Demo(Computing):
+    """Pre-train on digits 0-4, look at 5-9 few-shot, fine-tune on them, draw what was learned."""
+
+    out: str = "runs/demo"
+    """Where to write; a number is added where it is in use."""
+    seed: int = 0
+    """All random draws follow from it."""
+
+
+@dataclass(frozen=True)
+class Models(Common):
+    """Every net: parameters, GFLOPs of one image, where weights are published."""
+
+    image_size: int | None = None
+    """Side in pixels; by default the one that each net is usually used at."""
+    published: bool = False
+    """List published weights instead, by the names that every verb takes as a CHECKPOINT."""
+
+
+@dataclass(frozen=True)
+class Convert(Common):
+    """Write a checkpoint of any known format in another one; docs/checkpoints.md lists them."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")] = ""
+    """A bundle, a run, a file (.npz, .safetensors, .pth, .bin), a folder, or hf:owner/name."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
+    """A folder (bundle, timm, hf), or a file (.npz, .safetensors, .pth)."""
+    to: Literal["bundle", "npz", "timm", "hf", "torchvision"] = "bundle"
+    """The format to write."""
+    gelu: Literal["tanh", "erf"] | None = None
+    """Compute with this GELU from now on, for a library that has only one."""
+    revision: str | None = None
+    """Of hf:owner/name, a branch, tag or commit."""
+    dry_run: bool = False
+    """Print where every tensor goes, and write nothing."""
+
+
+@dataclass(frozen=True)
+class Pretrain(Computing):
+    """Train a net from random weights. The recipe's defaults follow the data; shown are those
+    for 50,000 images of 224 pixels."""
+
+    data: Data = ()
+    """A folder, parquet files, or 'digits'."""
+    out: str | None = None
+    """The run directory; by default runs/pretrain. A number is added where it is in use."""
+    resume: str | None = None
+    """auto: go on from the newest state of --out; or a run directory."""
+    dry_run: bool = False
+    """Print the resolved config and the plan, and stop."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Finetune(Pretrain):
+    """Train a checkpoint on other classes, at another resolution if wanted."""
+
+    checkpoint: Annotated[str, tyro.conf.arg(name="from", metavar="CHECKPOINT")] = ""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Computing):
+    """Evaluate a checkpoint on DATA's test images, else those to validate on, else all."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
+    data: Data = ()
+    """A folder, parquet files, or 'digits'."""
+    protocol: Literal["top-k", "few-shot"] = "top-k"
+    """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class."""
+    l2: float = 2.0**10
+    """Few-shot: the penalty of the least squares; big_vision's by default."""
+    train: tuple[str, ...] = ()
+    """Few-shot: where to take the shots from; by default DATA's training images."""
+
+
+@dataclass(frozen=True)
+class Predict(Computing):
+    """Predict the classes of images."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")
+    ] = ()
+    """Files and folders."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Write a table: out.csv, out.json or out.parquet. Without it, print one."""
+    top: int = 5
+    """How many of the likeliest classes to give."""
+
+
+def rewritten(argv: list[str]) -> list[str]:
+    """Short names to dotted ones, `--name=value` to two words, 384 and 384x256 to two sides."""
+    short: dict[str, str] = {
+        f"--{name.replace('_', '-')}": f"--{dotted.replace('_', '-')}"
+        for name, dotted in SHORT_NAMES.items()
+    }
+    words: list[str] = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        words += [option, value] if word.startswith("--") and equals else [word]
+    words = [short.get(word, word) for word in words]
+    if "--image-size" in words and words[0] in ("pretrain", "finetune"):
+        place = words.index("--image-size") + 1
+        height, _, width = (words[place] if place < len(words) else "").partition("x")
+        words[place : place + 1] = [height, width or height]
+    return words
+
+
+def parse(default: Any, verb: str, argv: list[str]) -> Any:
+    """The words of a verb into its dataclass; UsageError of one sentence where they do not fit."""
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                type(default), prog=f"vitkit {verb}", args=argv, default=default,
+            )  # fmt: skip
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            print(output.getvalue(), end="")
+            raise
+    options = re.findall(r"(?<!\S)--[a-z][a-z0-9.-]*", help_of(default, verb))
+    for word in argv:
+        if word.startswith("--") and word not in options:
+            known = list(dict.fromkeys(options))
+            named(f"option of {verb}", word, known)
+    lines = [line.strip() for line in errors.getvalue().splitlines()[1:]]
+    text = " ".join(line for line in lines if line and set(line) != {"-"})
+    sentence = re.split(r"Argument helptext|For full helptext", text)[0].strip().rstrip(".")
+    raise UsageError(f"{sentence}; see vitkit {verb} --help")
+
+
+def help_of(default: Any, verb: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        tyro.cli(type(default), prog=f"vitkit {verb}", args=["--help"], default=default)
+    return output.getvalue()
+
+
+def require(value: object, verb: str, what: str) -> None:
+    if not value:
+        raise UsageError(f"vitkit {verb} needs {what}; see vitkit {verb} --help")
+
+
+def with_length(words: Any, argv: list[str]) -> Any:
+    """A length that was given takes the place of the recipe's."""
+    given = {n: getattr(words.config, n) for n in LENGTHS if f"--{n}" in argv}
+    return replace(words, config=override(words.config, given))
