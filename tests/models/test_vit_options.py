@@ -43,7 +43,8 @@ def test_without_positions_the_order_of_the_patches_does_not_matter():
     columns = F.unfold(x, PATCH, stride=PATCH)[:, :, torch.randperm(24)]
     shuffled = F.fold(columns, SIZE, PATCH, stride=PATCH)
     torch.testing.assert_close(net(shuffled), net(x))
-    assert (small_net()(shuffled) - small_net()(x)).abs().max() > 1e-3
+    with_positions = small_net()
+    assert (with_positions(shuffled) - with_positions(x)).abs().max() > 1e-3
 
 
 def test_2d_positions_are_the_row_and_the_column_embedding_side_by_side():
@@ -129,8 +130,13 @@ def test_every_kind_of_positions_can_be_resized(positions):
     resized = resize_net(net, (64, 48))
     assert resized.config.grid == (8, 6)
     assert resized(images(size=(64, 48))).isfinite().all()
-    back = resize_net(resize_net(net, SIZE), SIZE)
-    torch.testing.assert_close(back(x := images()), net(x))
+    same = resize_net(net, SIZE)
+    torch.testing.assert_close(same(x := images()), net(x))
+    if positions in ("sincos2d", "none"):  # nothing learned is lost on the way there and back
+        torch.testing.assert_close(resize_net(resized, SIZE)(x), net(x))
+    if positions == "relative":  # the middle is offset 0, the ends the farthest tokens
+        old, new = (n.blocks[0].attention.relative_embedding for n in (net, resized))
+        torch.testing.assert_close(new[[0, 48, 96]], old[[0, 24, 48]])
     if positions == "2d":
         torch.testing.assert_close(resized.row_embedding[:, [0, -1]], net.row_embedding[:, [0, -1]])
         torch.testing.assert_close(resized.column_embedding, net.column_embedding)
@@ -281,6 +287,10 @@ def test_windows_may_differ_by_layer():
         ({"attention": ("row",), "positions": "relative"}, "relative .* 'row'"),
         ({"positions": "none", "positions_at": "layers"}, "'none' are not added"),
         ({"positions_at": "layers", "registers": 1}, "registers"),
+        ({"positions": "sincos2d", "positions_at": "layers"}, "fixed, the same for every layer"),
+        ({"stem": (1,), "stem_width": 48, "patch": 4}, "stem_width is 48"),
+        ({"image_size": (32,)}, "a height and a width"),
+        ({"image_size": (32.0, 32.0)}, "a height and a width"),
         ({"distillation_token": True, "pooling": "mean"}, "distillation token"),
         ({"pooling": "token+mean", "hidden_head": True}, "hidden head"),
         ({"positions": "3d"}, "'3d' .* '1d' or '2d'"),
@@ -290,8 +300,30 @@ def test_windows_may_differ_by_layer():
     ],
 )
 def test_what_cannot_be_combined_is_refused_in_a_sentence(options, words):
+    fields = {"patch": PATCH, "image_size": SIZE} | options
     with pytest.raises(ValueError, match=words):
-        ViTConfig(PATCH, WIDTH, DEPTH, HEADS, MLP, image_size=SIZE, **options)
+        ViTConfig(width=WIDTH, depth=DEPTH, heads=HEADS, mlp_width=MLP, **fields)
+
+
+def test_one_pattern_may_be_given_without_a_tuple():
+    options = {"image_size": SIZE, "attention": "window:2"}
+    assert ViTConfig(PATCH, WIDTH, DEPTH, HEADS, MLP, **options).attention == ("window:2",)
+
+
+def test_the_first_probe_is_drawn_as_flax_draws_it():
+    probe = VisionTransformer(ViTConfig(8, 768, 1, 12, 64, pooling="map")).pool.probe
+    bound = math.sqrt(6 / 769)
+    assert 0.95 * bound < probe.abs().max() <= bound
+
+
+def test_the_tokens_of_a_layer_need_no_later_layer():
+    net, x = small_net(), images()
+    first, last = net.tokens(x, layers=[0, -1])
+    net.blocks[1] = None  # type: ignore[assignment]
+    torch.testing.assert_close(net.tokens(x, layers=[0])[0], first)
+    with pytest.raises(IndexError, match="0 to 5"):
+        net.tokens(x, layers=[6])
+    assert last.shape == first.shape
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
     antialias: bool = False  # tf.image.resize, which the authors use, has none
     truncate: bool = False  # back to whole pixel values after the resize, as big_vision does
+    # Where a side or a crop falls between pixels: "nearest" is big_vision's rounding of the longer
+    # side with the crop's odd pixel below and right; "torchvision" cuts the longer side off and
+    # rounds the crop's place, as torchvision and timm do, "floor" cuts both, as Hugging Face does.
+    rounding: Literal["nearest", "torchvision", "floor"] = "nearest"
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
 
@@ -61,6 +65,11 @@ class Preprocessing:
             raise ValueError(
                 f"resize_to {self.resize_to!r} is smaller than the crop {self.image_size}"
             )
+        if self.rounding not in ("nearest", "torchvision", "floor"):
+            raise ValueError(
+                f"rounding {self.rounding!r} is not known; choose 'nearest', 'torchvision' or "
+                "'floor'"
+            )
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ValueError(
@@ -88,7 +97,7 @@ class Preprocessing:
         image = resize(image.float(), self.target(image), self.interpolation, self.antialias)
         if self.truncate:
             image = image.clamp(0, 255).floor()
-        image = centre_crop(image, self.image_size)
+        image = centre_crop(image, self.image_size, rounded=self.rounding == "torchvision")
         return normalise(image, self.mean, self.std)
 
     def at(self, image_size: tuple[int, int]) -> Preprocessing:
@@ -120,8 +129,9 @@ class Preprocessing:
             return self.image_size
         if isinstance(self.resize_to, int):
             height, width = image.shape[-2:]
-            scale = self.resize_to / min(height, width)
-            return round(height * scale), round(width * scale)
+            whole = round if self.rounding == "nearest" else int
+            shorter = min(height, width)
+            return whole(height * self.resize_to / shorter), whole(width * self.resize_to / shorter)
         return self.resize_to
 
 
@@ -162,9 +172,13 @@ def area_weights(old: int, new: int) -> Tensor:
     return (overlap.clamp(min=0) * new / old).float()
 
 
-def centre_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) -> (3, *size), cut from the middle; an odd rest goes below and to the right."""
-    top, left = (image.shape[-2] - size[0]) // 2, (image.shape[-1] - size[1]) // 2
+def centre_crop(image: Tensor, size: tuple[int, int], rounded: bool = False) -> Tensor:
+    """(3, H, W) -> (3, *size), cut from the middle; an odd rest goes below and to the right.
+
+    Where `rounded`, half an odd rest goes to the even side, as torchvision's center_crop has it.
+    """
+    rests = (image.shape[-2] - size[0], image.shape[-1] - size[1])
+    top, left = (round(rest / 2) if rounded else rest // 2 for rest in rests)
     return image[:, top : top + size[0], left : left + size[1]]
 
 

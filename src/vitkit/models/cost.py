@@ -39,11 +39,15 @@ def vit_multiply_adds(net: ViTConfig) -> int:
         channels = net.stem_width * (4 * 2 ** (len(net.stem) - 1) if net.stem else 1)
     embedding = patches * channels * net.patch**2 * width
     hidden = width**2 if net.hidden_head else 0
+    pool = 0
+    if net.pooling == "map":  # one query: its own projection, keys and values of all, out, MLP
+        pool = 2 * width**2 + patches * 2 * width**2 + 2 * patches * width
+        pool += mlp_multiply_adds(net)
     heads = 2 if net.distillation_token else 1
     return (
         stem + embedding
         + sum(block_multiply_adds(net, layer) for layer in range(net.depth))
-        + hidden + heads * net.feature_width * net.classes
+        + pool + hidden + heads * net.feature_width * net.classes
     )  # fmt: skip
 
 
@@ -52,13 +56,17 @@ def block_multiply_adds(net: ViTConfig, layer: int) -> int:
     pattern = parse_pattern(net.attention[layer % len(net.attention)])
     pairs = attention_pairs(pattern, net.grid, net.prefix)
     relative = tokens * (2 * tokens - 1) * width if net.positions == "relative" else 0
-    mlp = tokens * width * net.mlp_width
     return (
         4 * tokens * width**2  # q, k, v, out
         + 2 * pairs * width  # q k^T and the weighted sum of v
         + relative
-        + mlp * (3 if net.mlp == "swiglu" else 2)
+        + tokens * mlp_multiply_adds(net)
     )
+
+
+def mlp_multiply_adds(net: ViTConfig) -> int:
+    """Of one token."""
+    return net.width * net.mlp_width * (3 if net.mlp == "swiglu" else 2)
 
 
 def resnet_multiply_adds(size: tuple[int, int], units: tuple[int, ...], width: int) -> int:

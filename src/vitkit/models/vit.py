@@ -7,6 +7,7 @@ d = D / h, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -81,17 +82,21 @@ class VisionTransformer(nn.Module):
 
         `layers` names blocks by index (0 is the first, -1 the last); each one's output is then
         returned, in the order asked for, the final norm applied to each. (A net whose norm comes
-        after the pool gives its tokens without one.)
+        after the pool gives its tokens without one.) Raises IndexError for a block it has not.
         """
         norm = nn.Identity() if self.config.norm_after_pool else self.norm
         if layers is None:
             return norm(self.encode(images))
-        outputs = []
+        depth = len(self.blocks)
+        if not all(-depth <= layer < depth for layer in layers):
+            raise IndexError(f"layers {list(layers)}: the blocks are 0 to {depth - 1}, or -1 back")
+        wanted = [layer % depth for layer in layers]
+        outputs = {}
         x = self.embed(images)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             x = block(self.add_positions(x, layer))
-            outputs.append(x)
-        return [norm(outputs[layer]) for layer in layers]
+            outputs[layer] = x
+        return [norm(outputs[layer]) for layer in wanted]
 
     def encode(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, T, D)
         x = self.embed(images)
@@ -133,17 +138,18 @@ class VisionTransformer(nn.Module):
         config = self.config
         sets = config.depth if config.positions_at == "layers" else 1
         rows, columns = config.grid
-        self.position_embedding: Tensor | None = None
         self.row_embedding = self.column_embedding = None
+        self.position_embedding: Tensor | None
         if config.positions == "1d":
             self.position_embedding = parameter(sets, config.positioned, config.width)
-        elif config.positions == "2d":
-            self.row_embedding = parameter(sets, rows, config.width // 2)
-            self.column_embedding = parameter(sets, columns, config.width // 2)
         elif config.positions == "sincos2d":  # fixed, and kept with the weights
             table = sincos_2d(config.grid, config.width, prefix=config.positioned_prefix)
-            del self.position_embedding
             self.register_buffer("position_embedding", table)
+        else:
+            self.position_embedding = None
+        if config.positions == "2d":
+            self.row_embedding = parameter(sets, rows, config.width // 2)
+            self.column_embedding = parameter(sets, columns, config.width // 2)
 
     def positions(self) -> Tensor | None:
         """(1 or depth, class tokens + N, D), or None where nothing is added to the tokens."""
@@ -319,7 +325,7 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(replace(config, dropout=0.0))  # which big_vision's has not
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, D)
         q = self.q(self.probe).expand(x.shape[0], -1, -1).unflatten(-1, (self.heads, -1))
@@ -328,7 +334,8 @@ class AttentionPool(nn.Module):
         return (mixed + self.mlp(self.norm(mixed)))[:, 0]
 
     def initialise(self) -> None:
-        nn.init.xavier_uniform_(self.probe)
+        bound = math.sqrt(6 / (1 + self.probe.shape[-1]))  # Flax's xavier of a (1, 1, D) array
+        nn.init.uniform_(self.probe, -bound, bound)
         for part in (self.q.weight, *self.kv.weight.chunk(2), self.out.weight):
             nn.init.xavier_uniform_(part)
         for dense in (self.q, self.kv, self.out):

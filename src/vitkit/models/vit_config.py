@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vitkit.models.resnet_stem import GROUPS
 from vitkit.models.restricted import parse_pattern
 from vitkit.models.std_conv import check_epsilons
 
@@ -54,6 +55,8 @@ class ViTConfig:
     stem_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        if isinstance(self.attention, str):
+            object.__setattr__(self, "attention", (self.attention,))
         for name in ("image_size", "attention", "stem"):  # lists from JSON, say
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -62,6 +65,9 @@ class ViTConfig:
         self.check_combinations()
 
     def check_numbers(self) -> None:
+        sides = self.image_size
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"image_size is {sides}; it is a height and a width in whole pixels")
         for name in ("patch", "width", "depth", "heads", "mlp_width", "stem_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -71,7 +77,7 @@ class ViTConfig:
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
         height, width = self.image_size
-        if min(height, width) < 1 or height % self.cell or width % self.cell:
+        if height % self.cell or width % self.cell:
             raise ValueError(
                 f"image size {height}x{width} is not a multiple of the patch size {self.cell}; "
                 f"the nearest that is: {nearest(height, self.cell)}x{nearest(width, self.cell)}"
@@ -88,6 +94,8 @@ class ViTConfig:
                 raise ValueError(f"{name} is {value}; it must be a finite number")
         if self.stem is not None and (min(self.stem, default=1) < 1 or len(self.stem) > 8):
             raise ValueError(f"stem is {self.stem}; it is the number of units of each stage")
+        if self.stem is not None and self.stem_width % GROUPS:
+            raise ValueError(f"stem_width is {self.stem_width}; GroupNorm needs a multiple of 32")
 
     def check_choices(self) -> None:
         choices = {
@@ -108,6 +116,11 @@ class ViTConfig:
                 raise ValueError(
                     f"positions {self.positions!r} are not added anywhere, so positions_at "
                     f"{self.positions_at!r} says nothing; leave it at 'stem'"
+                )
+            if self.positions == "sincos2d" and self.positions_at == "layers":
+                raise ValueError(
+                    "positions 'sincos2d' are fixed, the same for every layer: positions_at is "
+                    "'layers-shared' or 'stem'"
                 )
             if self.registers:
                 raise ValueError("registers have no positions to add at every layer")
