@@ -31,7 +31,7 @@ def walked(tmp_path_factory):
                 capture_output=True, timeout=300, check=False,
             )  # fmt: skip
             assert (done.returncode == 0) != bool(fails), f"vitkit {words}\n{done.stderr}"
-            printed.append((words, done.stdout + done.stderr))
+            printed.append((words, done.stderr + done.stdout))
     return folder, printed
 
 

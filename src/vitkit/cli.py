@@ -74,6 +74,7 @@ def models(argv: list[str]) -> Any:
 
 
 def nets(words: Models) -> Any:
+    from vitkit.checkpoints.published import published_rows
     from vitkit.models import cost, variants
 
     rows = []
@@ -83,15 +84,21 @@ def nets(words: Models) -> Any:
             net = variants.config(name, 1000, side)
         except UsageError:
             continue  # a net that cannot read images of this size
-        rows.append({"net": name, "image_size": side, "parameters": cost.parameters(net),
-                     "flops": cost.flops(net), "weights": row.weights})  # fmt: skip
+        rows.append({
+            "net": name, "image_size": side, "parameters": cost.parameters(net),
+            "flops": cost.flops(net), "published": [p["name"] for p in published_rows(name)],
+        })  # fmt: skip
     if not rows:
         raise UsageError(f"no net's patch divides an image of {words.image_size} pixels; try 224")
     print_columns(
         ("net", "image", "parameters", "GFLOPs", "published weights"),
         [
-            (row["net"], f"{row['image_size']}x{row['image_size']}", f"{row['parameters']:,}",
-             f"{row['flops'] / 1e9:.2f}", row["weights"]) for row in rows
+            (
+                row["net"], f"{row['image_size']}x{row['image_size']}", f"{row['parameters']:,}",
+                f"{row['flops'] / 1e9:.2f}",
+                ", ".join([*row["published"][:2], *(["..."] if row["published"][2:] else [])]),
+            )
+            for row in rows
         ],
         right=(2, 3),
     )  # fmt: skip
@@ -145,28 +152,35 @@ def convert(argv: list[str]) -> Any:
     from vitkit.workflows.convert import convert
 
     result = convert(
-        words.checkpoint, words.out, words.to, gelu=words.gelu, revision=words.revision,
-        dry_run=words.dry_run,
+        words.checkpoint, words.out, words.to, their_constants=words.their_constants,
+        revision=words.revision, dry_run=words.dry_run,
     )  # fmt: skip
     keys = result.pop("keys")
     if words.dry_run:
         print_columns(
-            ("in the file", "shape", "in vitkit", f"in {words.to}", "shape"),
+            ("in the file", "shape", "in vitkit", f"in {result['to']}", "shape"),
             [
                 (key.read, shape(key.read_shape), key.name, key.written, shape(key.written_shape))
                 for key in keys
             ],
         )
-    for sentence in result["assumed"]:
-        print(f"assumed: {sentence}")
+    for kind in ("assumed", "lost"):
+        for sentence in result[kind]:
+            print(f"{kind}: {sentence}")
     print(f"{result['model']} from {result['from']}: {len(keys)} tensors in "
           f"{result['seconds']:.1f} seconds")  # fmt: skip
     if words.dry_run:
         print("Next: the same command without --dry-run")
         return words, result | {"keys": [asdict(key) for key in keys]}
-    print(f"wrote {words.out} ({words.to})")
+    print(f"wrote {result['out']} ({result['to']})")
     print(f"Next: vitkit predict {words.out} IMAGES/")
     return words, result
+
+
+def say_assumed(model: Any) -> None:
+    """What the checkpoint itself did not say, where results will be seen."""
+    for sentence in model.provenance.get("assumed", []):
+        print(f"assumed: {sentence}", file=sys.stderr)
 
 
 def shape(sizes: tuple[int, ...]) -> str:
@@ -202,6 +216,7 @@ def finetune(argv: list[str]) -> Any:
     from vitkit.workflows.task import open_task
 
     task, model = open_task(words.data), load(words.checkpoint)
+    say_assumed(model)
     recipe = workflow.recipe_config(task, words.config.recipe, model)
     words = with_length(parse(Finetune(config=recipe), "finetune", argv), argv)
     if words.dry_run:
@@ -243,10 +258,13 @@ def evaluate(argv: list[str]) -> Any:
     require(words.data, "evaluate", "DATA, a folder of class folders, parquet files or 'digits'")
     if words.train and words.protocol != "few-shot":
         raise UsageError("--train is where few-shot takes its shots from; add --protocol few-shot")
+    from vitkit.prediction.model import load
     from vitkit.workflows.evaluate import evaluate
 
+    model = load(words.checkpoint)
+    say_assumed(model)
     result = evaluate(
-        words.checkpoint, words.data, words.protocol, train=words.train or None, l2=words.l2,
+        model, words.data, words.protocol, train=words.train or None, l2=words.l2,
         device=words.device,
     )  # fmt: skip
     for name, value in result["metrics"].items():
@@ -271,6 +289,7 @@ def predict(argv: list[str]) -> Any:
 
     table = None if words.out is None else check_table_path(Path(words.out))
     model = load(words.checkpoint).to(choose_device(words.device))
+    say_assumed(model)
     predictions = model.predict(words.images, top=words.top)
     failed = sum(p.error is not None for p in predictions)
     if table is not None:

@@ -59,10 +59,10 @@ class Convert(Common):
     """A bundle, a run, a file (.npz, .safetensors, .pth, .bin), a folder, or hf:owner/name."""
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
     """A folder (bundle, timm, hf), or a file (.npz, .safetensors, .pth)."""
-    to: Literal["bundle", "npz", "timm", "hf", "torchvision"] = "bundle"
-    """The format to write."""
-    gelu: Literal["tanh", "erf"] | None = None
-    """Compute with this GELU from now on, for a library that has only one."""
+    to: Literal["bundle", "npz", "timm", "hf", "torchvision"] | None = None
+    """The format to write; by default npz for OUT in .npz, else a bundle."""
+    their_constants: bool = False
+    """Accept that the other library computes with other epsilons or another GELU."""
     revision: str | None = None
     """Of hf:owner/name, a branch, tag or commit."""
     dry_run: bool = False

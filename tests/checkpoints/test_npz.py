@@ -163,6 +163,8 @@ def test_any_other_number_of_classes_is_numbered():
 def test_the_preprocessing_is_the_authors_direct_resize_and_the_source_is_kept():
     bundle = read_foreign(TOKEN)
     assert bundle.preprocessing == Preprocessing.direct((32, 32))
+    (assumed,) = bundle.provenance.pop("assumed")
+    assert assumed.endswith("usually have it: " + bundle.preprocessing.summary)
     assert bundle.provenance == {"source": str(TOKEN), "format": "npz"}
 
 

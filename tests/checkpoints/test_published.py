@@ -134,7 +134,7 @@ def test_torchvision_rows_are_its_weights_meta():
         assert row.preprocessing == Preprocessing(
             (expected.crop_size[0], expected.crop_size[0]), "shorter-side", expected.resize_size[0],
             expected.interpolation.value, expected.antialias,
-            mean=tuple(expected.mean), std=tuple(expected.std),
+            rounding="torchvision", mean=tuple(expected.mean), std=tuple(expected.std),
         ), name  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_timm_rows_are_its_default_configs():
         assert (config.crop_mode, config.num_classes) == ("center", 1000), name
         assert row.preprocessing == Preprocessing(
             (side, side), "shorter-side", floor(side / config.crop_pct), config.interpolation, True,
-            mean=config.mean, std=config.std,
+            rounding="torchvision", mean=config.mean, std=config.std,
         ), name  # fmt: skip
 
 

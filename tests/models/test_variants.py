@@ -141,7 +141,7 @@ def test_the_pre_training_net_of_the_paper_has_the_known_number_of_parameters():
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_flops_hold_for_every_option(options):
-    net = config("ViT-Nano/8", **options)
+    net = config("ViT-Nano/8", **{"image_size": 224} | options)
     assert cost.flops(net) == counted_flops(net)
 
 

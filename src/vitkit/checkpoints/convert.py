@@ -25,7 +25,7 @@ from vitkit.checkpoints.formats import (
 )
 from vitkit.checkpoints.infer import infer_config, settle_positions
 from vitkit.checkpoints.keymaps import Table
-from vitkit.checkpoints.limits import check_represented, format_for
+from vitkit.checkpoints.limits import check_represented, format_for, lost
 from vitkit.checkpoints.peer_json import hf_model_type, json_beside
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.tables import FileNames, Mapped, Piece, Tensors, some, to_ours, to_theirs
@@ -60,6 +60,8 @@ def read_with_keys(path: Path) -> Reading:
     source, file = str(path), weights_in(path) if path.is_dir() else path
     form, names, theirs, notes = tensors_of(file, source)
     said = describe.said_by(file.parent, form) | said_by_tensors(theirs, form)
+    if form.name == "timm" and notes[:1] == ["taken from 'model'"]:  # DeiT's and MAE's own files
+        said.setdefault("mean_std", describe.IMAGENET)
     mapped = to_ours(theirs, form.table, names, source)
     check_mapped(mapped, names, form, source)
     ours, file_names = mapped.tensors, FileNames(mapped.pieces, form.table)
@@ -153,13 +155,29 @@ def default_names(classes: int, notes: list[str]) -> list[str]:
 # Writing
 
 
-def write_foreign(bundle: Bundle, path: str | Path, to: str, dry_run: bool = False) -> list[Piece]:
-    """Write a bundle in another format -> each tensor of the file and our tensor that it is.
+@dataclass(frozen=True)
+class Writing:
+    """What was written in another format, or would be."""
+
+    pieces: list[Piece]  # each tensor of the file and our tensor that it is
+    lost: list[str]  # what whoever reads the file will not find in it, or compute otherwise
+
+
+def write_foreign(
+    bundle: Bundle,
+    path: str | Path,
+    to: str,
+    *,
+    dry_run: bool = False,
+    their_constants: bool = False,
+) -> Writing:
+    """Write a bundle in another format.
 
     `to` is "npz", "timm", "hf" or "torchvision". timm and hf write a folder with the JSON that
     their library reads; a path that ends in .safetensors, .pth or .bin gets the weights alone.
-    Raises CheckpointError where the format cannot represent the net, and writes nothing then, nor
-    where it is a `dry_run`.
+    `their_constants` accepts what the epsilons and the GELU of that library change. Raises
+    CheckpointError where the format cannot represent the net, and writes nothing then, nor where
+    it is a `dry_run`.
     """
     named("format", to, WRITTEN[1:])
     path, net = Path(path), bundle.net
@@ -167,19 +185,20 @@ def write_foreign(bundle: Bundle, path: str | Path, to: str, dry_run: bool = Fal
     alone = is_weights_file(path, to)
     if path.exists() and (alone or not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path}: is there already; choose another path, or move it away")
-    check_represented(net, form, with_json=not alone)
+    changed = check_represented(net, form, not alone, their_constants)
     tensors, pieces = in_their_layout(net, form)
+    writing = Writing(pieces, changed + lost(bundle, form, with_json=not alone))
     if dry_run:
-        return pieces
+        return writing
     if alone:
         write_tensors(path, tensors)
-        return pieces
+        return writing
     with whole_folder(path) as folder:
         write_tensors(folder / "model.safetensors", tensors)
         beside = json_beside(form, net.config, bundle.class_names, bundle.preprocessing)
         for name, content in beside.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    return pieces
+    return writing
 
 
 def is_weights_file(path: Path, to: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from dataclasses import replace
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def said_by_hf(config: dict[str, Any], processor: Path) -> Said:
 def hf_preprocessing(processor: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Fields of Preprocessing, and departures; resizes as Pillow's have an antialias."""
     interpolation, departures = known_filter(processor.get("resample", 2))
-    fields: dict[str, Any] = {"antialias": True, "interpolation": interpolation}
+    fields: dict[str, Any] = {
+        "antialias": True, "interpolation": interpolation, "rounding": "floor"
+    }  # fmt: skip
     for theirs, ours in (("image_mean", "mean"), ("image_std", "std")):
         if theirs in processor:
             fields[ours] = tuple(processor[theirs])
@@ -142,7 +145,7 @@ def timm_preprocessing(config: dict[str, Any]) -> tuple[dict[str, Any], list[str
     interpolation, departures = known_filter(config.get("interpolation", "bicubic"))
     fields = {
         "image_size": size, "antialias": True, "interpolation": interpolation,
-        "mean": tuple(config["mean"]), "std": tuple(config["std"]),
+        "rounding": "torchvision", "mean": tuple(config["mean"]), "std": tuple(config["std"]),
     }  # fmt: skip
     mode = config.get("crop_mode", "center")
     if mode == "squash" or size[0] != size[1]:
@@ -182,8 +185,7 @@ def preprocessing_of(
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"the preprocessing beside the weights: {error}") from error
     made = usual_preprocessing(form, config, said.get("mean_std"))
-    if form.name != "npz":  # which never say it, and know one way only
-        notes.append(f"preprocessing as {form.title} usually have it: {made.summary}")
+    notes.append(f"preprocessing as {form.title} usually have it: {made.summary}")
     return made
 
 
@@ -208,7 +210,7 @@ def usual_preprocessing(form: Format, config: NetConfig, mean_std: Any) -> Prepr
     if form.name == "hf":
         if not by_imagenet:
             return Preprocessing(size, antialias=True)
-        return cropped(size, 256 / 224, "bicubic", IMAGENET)
+        return replace(cropped(size, 256 / 224, "bicubic", IMAGENET), rounding="floor")
     mean_std = IMAGENET if by_imagenet or not config.classes else (HALF, HALF)  # MAE, DINO: no head
     return cropped(size, 1 / 0.9 if min(size) < 384 else 1.0, "bicubic", mean_std)
 
@@ -219,7 +221,7 @@ def cropped(
     """Shorter side to `scale` times the larger side of `size`, then its middle."""
     return Preprocessing(
         size, "shorter-side", floor(max(size) * scale + 1e-6), interpolation, antialias=True,
-        mean=mean_std[0], std=mean_std[1],
+        rounding="torchvision", mean=mean_std[0], std=mean_std[1],
     )  # fmt: skip
 
 

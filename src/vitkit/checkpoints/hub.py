@@ -38,6 +38,8 @@ DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 SAFETENSORS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+PICKLED_SHARDS = f"{PICKLED}.index.json"
+PICKLED_SHARD = re.compile(r"pytorch_model-\d{5}-of-(\d{5})\.bin")
 
 # As the Hub has them: letters, digits, ".", "_" and "-", no "--" and "..", no ".git" at the end.
 WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
@@ -102,7 +104,7 @@ def fetch_from_hub(text: str, revision: str | None) -> Path:
     if text and os.path.isdir(folder):  # which, other than Path.is_dir, is False for any nonsense
         if revision is not None:
             raise UsageError(f"hf:{text} is a folder, which has no revisions; leave revision out")
-        return weights_in(folder) or folder
+        return whole_weights(folder) or folder
     if text.startswith((".", "/", "~")):
         raise CheckpointError(f"{folder}: no such folder")
     place = parse(text, revision)
@@ -160,12 +162,11 @@ def weights_among(names: Iterable[str], place: object) -> list[str]:
     if SAFETENSORS in names:
         return [SAFETENSORS]
     if SHARDS in names:
-        shards = {name: int(match[1]) for name in sorted(names) if (match := SHARD.fullmatch(name))}
-        if not shards or set(shards.values()) != {len(shards)}:
-            raise CheckpointError(f"{place}: {len(shards)} shards of weights, which are not all")
-        return [SHARDS, *shards]
+        return [SHARDS, *all_shards(names, SHARD, place)]
     if PICKLED in names:
         return [PICKLED]
+    if PICKLED_SHARDS in names:
+        return [PICKLED_SHARDS, *all_shards(names, PICKLED_SHARD, place)]
     arrays = sorted(name for name in names if name.endswith(".npz") and "/" not in name)
     if len(arrays) == 1:
         return arrays
@@ -174,7 +175,14 @@ def weights_among(names: Iterable[str], place: object) -> list[str]:
     raise CheckpointError(f"{place}: {what} (there is {found}); download what you mean by hand")
 
 
-def weights_in(folder: Path) -> Path | None:
+def all_shards(names: set[str], pattern: re.Pattern[str], place: object) -> list[str]:
+    shards = {name: int(match[1]) for name in sorted(names) if (match := pattern.fullmatch(name))}
+    if not shards or set(shards.values()) != {len(shards)}:
+        raise CheckpointError(f"{place}: {len(shards)} shards of weights, which are not all")
+    return list(shards)
+
+
+def whole_weights(folder: Path) -> Path | None:
     """What `fetch` returns for a folder with weights; None where they are not whole."""
     try:
         last = weights_among([path.name for path in folder.iterdir() if path.is_file()], folder)[-1]
@@ -193,7 +201,7 @@ def cached_snapshot(place: Place) -> Path | None:
     reference = home / "refs" / place.revision
     commit = reference.read_text().strip() if reference.is_file() else place.revision
     folder = home / "snapshots" / commit
-    return weights_in(folder) if folder.is_dir() else None
+    return whole_weights(folder) if folder.is_dir() else None
 
 
 def cache_of_hub() -> Path:

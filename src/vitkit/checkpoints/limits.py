@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields, replace
 import torch
 from torch import Tensor
 
+from vitkit.checkpoints.bundle import Bundle
 from vitkit.checkpoints.formats import (
     ANY,
     FORMATS,
@@ -17,6 +18,7 @@ from vitkit.checkpoints.formats import (
     TORCHVISION_VIT,
     Format,
 )
+from vitkit.checkpoints.infer import usual_heads
 from vitkit.checkpoints.peer_json import TIMM_BITS, TIMM_STEMS, dinov2_mlp_ratio
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.models.bit import BiTConfig
@@ -39,10 +41,15 @@ def format_for(to: str, config: NetConfig) -> Format:
     return written[to]
 
 
-def check_represented(net: Net, form: Format, with_json: bool) -> None:
-    """CheckpointError, which names each field, where the format cannot hold this net.
+def check_represented(
+    net: Net, form: Format, with_json: bool, their_constants: bool = False
+) -> list[str]:
+    """What the library will compute otherwise, as a sentence; [] where nothing moves.
 
-    `with_json` is whether the format's JSON goes with the weights, to say what they do not.
+    `with_json` is whether the format's JSON goes with the weights, to say what they do not;
+    `their_constants` accepts what the library's own epsilons and GELU change. Raises
+    CheckpointError, which names each field, where the format cannot hold this net, or would change
+    what it computes.
     """
     config = net.config
     lacking = unrepresented(config, form) + further_limits(config, form)
@@ -51,7 +58,7 @@ def check_represented(net: Net, form: Format, with_json: bool) -> None:
             f"{form.title} cannot represent this net: {', '.join(lacking)}; keep it as a bundle, "
             "or choose another format"
         )
-    check_constants(net, form, with_json)
+    return check_constants(net, form, with_json, their_constants)
 
 
 def unrepresented(config: NetConfig, form: Format) -> list[str]:
@@ -106,7 +113,7 @@ def further_limits(config: NetConfig, form: Format) -> list[str]:
     return [limit for limit, holds in limits.items() if holds]
 
 
-def check_constants(net: Net, form: Format, with_json: bool) -> None:
+def check_constants(net: Net, form: Format, with_json: bool, accepted: bool) -> list[str]:
     """CheckpointError where the library's own constants would give other outputs."""
     config = net.config
     theirs = {
@@ -116,20 +123,17 @@ def check_constants(net: Net, form: Format, with_json: bool) -> None:
         and not (with_json and form.represents.get(name) is ANY)
         and not (name.startswith("stem_") and getattr(config, "stem", None) is None)
     }
-    if not theirs:
-        return
-    change = difference(net, replace(config, **theirs))
-    if change > TOLERANCE:
-        listed = ", ".join(f"{n} {getattr(config, n)} (here) and {v}" for n, v in theirs.items())
-        advice = "Keep it as a bundle"
-        if all(form.represents.get(name) is ANY for name in theirs):
-            advice += ", or write a folder, whose config.json says it"
-        if "gelu" in theirs:
-            advice += f", or say --gelu {theirs['gelu']} to go on with theirs"
-        raise CheckpointError(
-            f"{form.title} compute with other constants: {listed}; outputs would differ by "
-            f"{change:.1g} of their scale. {advice}"
-        )
+    change = difference(net, replace(config, **theirs)) if theirs else 0.0
+    if change <= TOLERANCE:
+        return []
+    listed = ", ".join(f"{n} {getattr(config, n)} (here) and {v}" for n, v in theirs.items())
+    what = f"{form.title} compute with other constants: {listed}; outputs differ by {change:.2g}"
+    if accepted:
+        return [f"{what} of their scale"]
+    advice = "keep it as a bundle"
+    if all(form.represents.get(name) is ANY for name in theirs):
+        advice += ", write a folder, whose config.json says it,"
+    raise CheckpointError(f"{what} of their scale; {advice} or accept that by --their-constants")
 
 
 @torch.no_grad()
@@ -144,8 +148,37 @@ def difference(net: Net, other: NetConfig) -> float:
     images = torch.rand(1, 3, *net.config.image_size, generator=generator) * 2 - 1
 
     def outputs(one: Net) -> tuple[Tensor, Tensor]:
-        features = one.eval().features(images)
-        return features, one.head(features)
+        one.eval()
+        return one.features(images), one(images)
 
     pairs = zip(outputs(net), outputs(twin), strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in pairs)
+
+
+def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
+    """What whoever reads the file will not find in it, a few words each."""
+    config, made = bundle.net.config, bundle.preprocessing
+    losses = []
+    if not with_json:
+        losses += ["class names", "preprocessing"]
+    elif not made.antialias:
+        losses.append(f"that images are resized without antialias: {form.title} always have one")
+    if getattr(config, "dropout", 0):
+        losses.append(f"dropout {config.dropout}")  # type: ignore[union-attr]
+    if isinstance(config, ViTConfig):
+        if config.positions == "sincos2d":
+            losses.append("that the positions are fixed: they are written as if learned")
+        if not with_json and form is not NPZ_VIT and config.heads != heads_read(config):
+            losses.append(f"the number of heads, {config.heads}: tell whoever reads it")
+    elif not with_json:
+        losses.append(f"the image size, {config.image_size[0]}x{config.image_size[1]}")
+    return losses
+
+
+def heads_read(config: ViTConfig) -> int | None:
+    """The heads that a reader takes this net to have, from its shapes; None where it cannot say."""
+    try:
+        gated = config.mlp == "swiglu"
+        return usual_heads(config.width, config.depth, config.mlp_width, gated, [])
+    except ValueError:
+        return None

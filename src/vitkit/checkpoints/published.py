@@ -88,8 +88,9 @@ def cropped(
     """Pillow's resize of the shorter side to `before`, then the middle."""
     mean, std = mean_std
     return Preprocessing(
-        (side, side), "shorter-side", before, interpolation, antialias=True, mean=mean, std=std
-    )
+        (side, side), "shorter-side", before, interpolation, antialias=True,
+        rounding="torchvision", mean=mean, std=std,
+    )  # fmt: skip
 
 
 def pretrained(model: str, file: str) -> Published:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitkit.checkpoints.bundle import Bundle, is_bundle, read_bundle, write_bundle
-from vitkit.checkpoints.convert import read_with_keys, write_foreign
+from vitkit.checkpoints.convert import Writing, read_with_keys, write_foreign
 from vitkit.checkpoints.formats import WRITTEN
+from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.tables import Piece
 from vitkit.errors import UsageError, named
-from vitkit.models.nets import make_meta
 from vitkit.models.variants import name_of
-from vitkit.models.vit_config import ViTConfig
 from vitkit.prediction.model import checkpoint_at
 
 
@@ -32,40 +31,50 @@ class KeyRow:
 def convert(
     checkpoint: str | Path,
     out: str | Path,
-    to: str = "bundle",
+    to: str | None = None,
     *,
-    gelu: Literal["tanh", "erf"] | None = None,
+    their_constants: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Read any checkpoint that `vitkit.load` takes and write it to `out` in another format.
 
-    `to` is "bundle", "npz", "timm", "hf" or "torchvision". `gelu` computes with another GELU from
-    now on, for libraries that have only that one. A dry run writes nothing. The result has
-    "model", "format", "assumed" (what the checkpoint did not say), "seconds" and "keys", a KeyRow
-    for each tensor. Raises CheckpointError where the checkpoint cannot be read or the format cannot
-    represent the net; nothing is written then.
+    `to` is "bundle", "npz", "timm", "hf" or "torchvision"; by default "npz" where `out` ends in
+    .npz, else "bundle". `their_constants` accepts that the other library computes with other
+    epsilons or another GELU. A dry run writes nothing. The result has "model", "from", "to", "out",
+    "assumed" (what the checkpoint did not say), "lost" (what the file does not hold), "seconds" and
+    "keys", a KeyRow for each tensor. Raises CheckpointError where the checkpoint cannot be read or
+    the format cannot represent the net; nothing is written then.
     """
-    named("format", to, WRITTEN)
+    out = Path(out).expanduser()
+    to = named("format", to or ("npz" if out.suffix == ".npz" else "bundle"), WRITTEN)
     began = time.perf_counter()
     bundle, pieces, form = read(checkpoint_at(checkpoint, revision))
-    if gelu is not None:
-        bundle = with_gelu(bundle, gelu)
     if to == "bundle":
-        written = own_pieces(bundle)
-        if not dry_run:
-            write_bundle(out, bundle)
+        writing = write_own(bundle, out, dry_run)
     else:
-        written = write_foreign(bundle, out, to, dry_run)
+        writing = write_foreign(bundle, out, to, dry_run=dry_run, their_constants=their_constants)
     return {
         "model": name_of(bundle.net.config),
         "from": form,
         "to": to,
         "out": str(out),
         "assumed": bundle.provenance.get("assumed", []),
-        "keys": joined(pieces, written),
+        "lost": writing.lost,
+        "keys": joined(pieces, writing.pieces),
         "seconds": round(time.perf_counter() - began, 2),
     }
+
+
+def write_own(bundle: Bundle, out: Path, dry_run: bool) -> Writing:
+    """A bundle, where there is nothing yet."""
+    if out.suffix in (".npz", ".safetensors", ".pth", ".bin"):
+        raise UsageError(f"{out}: a bundle is a folder; say --to npz, timm, hf or torchvision")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: is there already; choose another path, or move it away")
+    if not dry_run:
+        write_bundle(out, bundle)
+    return Writing(own_pieces(bundle), [])
 
 
 def read(path: Path) -> tuple[Bundle, list[Piece], str]:
@@ -90,13 +99,3 @@ def joined(read: list[Piece], written: list[Piece]) -> list[KeyRow]:
         for source in by_name.get(target.ours, [Piece("", (), target.ours)]):
             rows.append(KeyRow(*source, target.theirs, target.shape))
     return rows
-
-
-def with_gelu(bundle: Bundle, gelu: Literal["tanh", "erf"]) -> Bundle:
-    """The same weights in a net with another GELU."""
-    config = bundle.net.config
-    if not isinstance(config, ViTConfig):
-        raise UsageError(f"a net of kind {type(config).__name__} has no GELU to choose")
-    net = make_meta(replace(config, gelu=gelu))
-    net.load_state_dict(bundle.net.state_dict(), assign=True)
-    return replace(bundle, net=net.requires_grad_(True).eval())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from vitkit.data.pipeline import Batch, evaluation_batches
 from vitkit.data.sources import DataError, Source, held_out, open_data, require_classes, some
-from vitkit.errors import named
+from vitkit.errors import UsageError, named
 from vitkit.evaluation.fewshot import L2, few_shot
 from vitkit.evaluation.topk import features_of, top_k
 from vitkit.prediction.model import Model, load
@@ -66,6 +66,11 @@ def class_numbers(known: list[str], given: list[str], title: str):
     """For each class of the data its number in the net, by name."""
     import torch
 
+    if not known:
+        raise UsageError(
+            "this net has no head, so it predicts no classes; use --protocol few-shot, or "
+            "fine-tune it"
+        )
     unknown = [name for name in given if name not in known]
     if unknown:
         raise DataError(

@@ -53,8 +53,10 @@ def net_config(config: TrainConfig, task: Task) -> NetConfig:
         "head_bias": config.head_bias,
     }  # fmt: skip
     fields = variants.field_names(config.model)
-    for name in ("hidden_head", "dropout"):  # a net without tokens has its own pooling
-        if asked[name] and name not in fields:
+    # A recipe says "token" or "mean" for every net; one without tokens has its own pooling.
+    of_tokens = config.pooling not in ("token", "mean")
+    for name, wanted in asked.items():
+        if name not in fields and (of_tokens if name == "pooling" else wanted):
             raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
     options = {name: value for name, value in asked.items() if name in fields}
     return variants.config(config.model, len(task.train.class_names), config.image_size, **options)
