@@ -43,7 +43,10 @@ def write_bundle(path: str | Path, bundle: Bundle) -> None:
     refuse_to_replace(Path(path))
     with whole_folder(Path(path)) as folder:
         state = {name: t.detach().cpu().contiguous() for name, t in bundle.net.state_dict().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # of the disk
+            raise CheckpointError(f"{path}: cannot be written: {error}") from error
         config = {
             "format": "vitkit",
             "format_version": FORMAT_VERSION,

@@ -170,7 +170,7 @@ def both_sides(size: Any) -> tuple[int, int]:
         size = [size.get("height"), size.get("width")]
     sides = size if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"an image size of {size!r}")
+        raise ValueError(f"an image size of {reprlib.repr(size)}")
     return sides[0], sides[1]
 
 
@@ -182,7 +182,7 @@ def preprocessing_of(
         notes += said["departures"]
         try:
             return Preprocessing(**said["preprocessing"]).at(config.image_size)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the preprocessing beside the weights: {error}") from error
     made = usual_preprocessing(form, config, said.get("mean_std"))
     notes.append(f"preprocessing as {form.title} usually have it: {made.summary}")

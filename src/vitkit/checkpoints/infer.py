@@ -19,8 +19,7 @@ from vitkit.models.variants import VARIANTS
 from vitkit.models.vit_config import Pooling, ViTConfig
 
 HEAD_WIDTH = 64  # of nearly all nets; those of VARIANTS and these, by their width, are others
-HEADS = {1152: 16, 1536: 16}  # So400m (arXiv 2305.13035), SigLIP 2's giant
-GATED_HEADS = {1536: 24}  # DINOv2's g
+HEADS = {1152: 16, 1536: 16}  # So400m (arXiv 2305.13035), SigLIP 2's giant; no SwiGLUs
 FEATURE_WIDTHS = {  # of EfficientNet: 1280 times its width factor, in whole eights
     "B0": 1280, "B1": 1280, "B2": 1408, "B3": 1536, "B4": 1792, "B5": 2048, "B6": 2304, "B7": 2560,
 }  # fmt: skip
@@ -129,7 +128,7 @@ def usual_heads(width: int, depth: int, mlp_width: int, gated: bool, notes: list
         if row.kind == "ViT" and shape.items() <= row.sizes.items():
             notes.append(f"{row.sizes['heads']} heads, as {name} has")
             return row.sizes["heads"]
-    heads = (GATED_HEADS if gated else HEADS).get(width, width // HEAD_WIDTH)
+    heads = ({} if gated else HEADS).get(width, width // HEAD_WIDTH)
     if width % HEAD_WIDTH:
         raise ValueError(
             f"a net {width} wide has no usual number of heads, and no config.json beside the "

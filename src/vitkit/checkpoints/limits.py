@@ -148,8 +148,9 @@ def difference(net: Net, other: NetConfig) -> float:
     images = torch.rand(1, 3, *net.config.image_size, generator=generator) * 2 - 1
 
     def outputs(one: Net) -> tuple[Tensor, Tensor]:
-        one.eval()
-        return one.features(images), one(images)
+        features = one.eval().features(images)
+        two_heads = getattr(one, "head_distillation", None) is not None
+        return features, one(images) if two_heads else one.head(features)
 
     pairs = zip(outputs(net), outputs(twin), strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
+MOST_PIXELS = 2**15  # on a side; more is a slip, or a trap
 MOST_ASPECT = 4  # of an image whose shorter side is resized; a longer one is cut in the middle
 HALF = (0.5, 0.5, 0.5)  # the authors' mean and std: pixels 0..255 become -1..1
 
@@ -41,7 +43,7 @@ class Preprocessing:
             isinstance(n, int) and n > 0 for n in self.image_size
         ):
             raise ValueError(
-                f"image_size is {self.image_size!r}; it must be (height, width) in pixels"
+                f"image_size is {reprlib.repr(self.image_size)}; it must be (height, width), pixels"
             )
         if self.resize not in ("direct", "shorter-side"):
             raise ValueError(
@@ -60,7 +62,11 @@ class Preprocessing:
         before_crop = self.resize_to if self.resize_to is not None else self.image_size
         sides = (before_crop, before_crop) if isinstance(before_crop, int) else before_crop
         if len(sides) != 2 or not all(isinstance(n, int) for n in sides):
-            raise ValueError(f"resize_to is {self.resize_to!r}; it must be (height, width), pixels")
+            raise ValueError(
+                f"resize_to is {reprlib.repr(self.resize_to)}; it must be (height, width), pixels"
+            )
+        if max(sides) > MOST_PIXELS:
+            raise ValueError(f"resize_to has a side above {MOST_PIXELS:,} pixels")
         if any(before < after for before, after in zip(sides, self.image_size, strict=True)):
             raise ValueError(
                 f"resize_to {self.resize_to!r} is smaller than the crop {self.image_size}"
