@@ -77,6 +77,8 @@ def nets(words: Models) -> Any:
     from vitkit.checkpoints.published import published_rows
     from vitkit.models import cost, variants
 
+    if words.image_size is not None and words.image_size < 1:
+        raise UsageError(f"--image-size is {words.image_size}; it must be at least 1")
     rows = []
     for name, row in variants.VARIANTS.items():
         side = words.image_size or row.side

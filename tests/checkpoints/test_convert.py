@@ -475,7 +475,7 @@ def timm_file(folder: Path, **changes) -> Path:
         ({"cls_token": torch.ones(1, 1, 64)}, r"cls_token \(class_token\) is \(1, 1, 64\)"),
         ({"pos_embed": torch.ones(17)}, r"too few axes"),
         ({"pos_embed": torch.ones(1, 7, 128)}, r"7 position embeddings are no square grid"),
-        ({"norm_pre__weight": torch.ones(128)}, r"holds norm_pre\.weight, which timm's ViT, and"),
+        ({"norm_pre__weight": torch.ones(128)}, r"holds norm_pre\.weight, which timm's ViT, DeiT"),
         ({"fc_norm__bias": torch.ones(128)}, r"norm\.bias and fc_norm\.bias are both norm\.bias"),
         ({"norm__weight": torch.ones(128, dtype=torch.int32)}, r"norm\.weight.* holds torch\.int"),
     ],

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitkit.checkpoints.bundle import Bundle
+from vitkit.checkpoints.convert import read_foreign, write_foreign
 from vitkit.checkpoints.formats import (
     FORMATS,
     HF_VIT,
@@ -23,11 +25,13 @@ from vitkit.checkpoints.formats import (
 from vitkit.checkpoints.infer import infer_config, settle_positions, usual_heads
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.tables import FileNames, Tensors
+from vitkit.data.transforms import Preprocessing
 from vitkit.models.bit import BiTConfig
 from vitkit.models.efficientnet import EfficientNetConfig
 from vitkit.models.nets import NetConfig, make_meta
 from vitkit.models.t2t import T2TConfig
 from vitkit.models.variants import VARIANTS, config
+from vitkit.models.vit import VisionTransformer
 from vitkit.models.vit_config import ViTConfig
 
 
@@ -318,3 +322,13 @@ def test_names_without_the_prefix_that_others_have_are_left_out():
     assert clean_names(names, TIMM_VIT) == {
         "cls_token": "backbone.cls_token", "norm.bias": "backbone.norm.bias",
     }  # fmt: skip
+
+
+def test_heads_that_no_convention_knows_are_taken_from_a_config_json_of_one_line(tmp_path):
+    net = VisionTransformer(ViTConfig(8, 96, 2, 3, 192, classes=5, image_size=(32, 32), gelu="erf"))
+    bundle = Bundle(net, list("abcde"), Preprocessing.direct((32, 32)))
+    write_foreign(bundle, tmp_path / "net.pth", "timm")
+    with pytest.raises(CheckpointError, match=r'add one that holds \{"num_heads": N\}'):
+        read_foreign(tmp_path / "net.pth")
+    (tmp_path / "config.json").write_text('{"num_heads": 3}')
+    assert vars(read_foreign(tmp_path / "net.pth").net.config)["heads"] == 3

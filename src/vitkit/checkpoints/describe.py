@@ -46,7 +46,7 @@ def said_by(folder: Path, form: Format) -> Said:
     what no net here can be.
     """
     path = folder / "config.json"
-    if form.name not in ("hf", "timm") or not path.is_file():
+    if form.name not in ("hf", "timm", "torchvision") or not path.is_file():
         return {}
     config, said = read_json(path), {}
     try:
@@ -54,6 +54,8 @@ def said_by(folder: Path, form: Format) -> Said:
             said = said_by_hf(config, folder / "preprocessor_config.json")
         if form.name == "timm" and isinstance(config.get("architecture"), str):
             said = said_by_timm(config)
+        if "num_heads" in config:  # for weights whose library has no such file
+            said["heads"] = config["num_heads"]
         for name, kind in TYPES.items():
             if name in said and not fits(said[name], kind):
                 raise ValueError(f"{name} {reprlib.repr(said[name])}")
@@ -211,6 +213,8 @@ def usual_preprocessing(form: Format, config: NetConfig, mean_std: Any) -> Prepr
         if not by_imagenet:
             return Preprocessing(size, antialias=True)
         return replace(cropped(size, 256 / 224, "bicubic", IMAGENET), rounding="floor")
+    if mean_std and min(size) < 384:  # DeiT's and MAE's own evaluation: 256 for 224
+        return cropped(size, 256 / 224, "bicubic", mean_std)
     mean_std = IMAGENET if by_imagenet or not config.classes else (HALF, HALF)  # MAE, DINO: no head
     return cropped(size, 1 / 0.9 if min(size) < 384 else 1.0, "bicubic", mean_std)
 

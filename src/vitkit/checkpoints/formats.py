@@ -74,7 +74,7 @@ NPZ_BIT = Format(
 )
 TIMM_VIT = Format(
     "timm",
-    "timm's ViT, and the files of DeiT, MAE and DINOv2, which share its names",
+    "timm's ViT, DeiT, MAE and DINOv2",
     "ViT",
     (*keymaps.TIMM_VIT, *keymaps.TIMM_STEM),
     marks=("patch_embed.proj.weight", "blocks.0.norm1.weight"),

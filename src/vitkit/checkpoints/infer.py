@@ -132,7 +132,7 @@ def usual_heads(width: int, depth: int, mlp_width: int, gated: bool, notes: list
     if width % HEAD_WIDTH:
         raise ValueError(
             f"a net {width} wide has no usual number of heads, and no config.json beside the "
-            "weights says it; add one with num_heads (timm: under model_args)"
+            'weights says it; add one that holds {"num_heads": N}'
         )
     notes.append(f"{heads} heads, as nets {width} wide usually have")
     return heads

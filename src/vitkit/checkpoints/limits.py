@@ -166,6 +166,8 @@ def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
         losses.append(f"that images are resized without antialias: {form.title} always have one")
     if getattr(config, "dropout", 0):
         losses.append(f"dropout {config.dropout}")  # type: ignore[union-attr]
+    if form is HF_VIT and not config.classes and not getattr(config, "hidden_head", False):
+        losses.append("a pooler, which this net has not: load it with add_pooling_layer=False")
     if isinstance(config, ViTConfig):
         if config.positions == "sincos2d":
             losses.append("that the positions are fixed: they are written as if learned")

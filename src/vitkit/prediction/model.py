@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vitkit.checkpoints.containers import FOLDER_FILES, TORCH_SUFFIXES
 from vitkit.checkpoints.convert import read_foreign
 from vitkit.checkpoints.hub import fetch, is_remote
 from vitkit.checkpoints.problems import CheckpointError
-from vitkit.checkpoints.published import row_of
+from vitkit.checkpoints.published import PUBLISHED, row_of
 from vitkit.data.decode import ImageError, decode, decode_by_pillow
 from vitkit.data.folders import images_in
 from vitkit.data.transforms import Preprocessing
@@ -186,9 +187,11 @@ def checkpoint_at(checkpoint: str | Path, revision: str | None = None) -> Path:
         raise UsageError(f"revision {revision!r} is for hf:owner/name, and {path} is not that")
     if not path.exists():
         files = ", ".join((".npz", ".safetensors", *TORCH_SUFFIXES))
+        near = get_close_matches(str(checkpoint).lower(), PUBLISHED, n=3, cutoff=0.7)
+        meant = f"; did you mean the published {' or '.join(near)}?" if near else ""
         raise CheckpointError(
             f"{path}: no such checkpoint; expected a bundle, a run, a file ({files}), "
-            "hf:owner/name or the name of published weights"
+            f"hf:owner/name or published weights (vitkit models --published){meant}"
         )
     if path.name == WEIGHTS and is_bundle(path.parent):
         return path.parent

@@ -55,7 +55,7 @@ class TrainConfig:
     model: str = "ViT-B/16"
     """The net by its name; `vitkit models` lists them."""
     image_size: tuple[int, int] = (224, 224)
-    """Height and width in pixels; one number is a square."""
+    """Height and width in pixels, written 384x256; one number is a square."""
     pooling: Literal["token", "mean", "map", "patch-mean", "token+mean"] = "token"
     """What a ViT's head reads: the class token, the mean of the patches, attention pooling, ..."""
     hidden_head: bool = False
