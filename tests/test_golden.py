@@ -1,6 +1,7 @@
 """vitkit's public functions return what the authors' own code returned: see golden/README.md."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import vitkit
 from vitkit.data.decode import decode
 from vitkit.data.transforms import Preprocessing
 from vitkit.evaluation.fewshot import least_squares_accuracy
+from vitkit.models.nets import make_meta
 from vitkit.training.schedules import warmup_decay
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,3 +121,16 @@ def test_every_golden_case_is_complete_and_none_of_its_outputs_goes_untested():
         "few-shot-least-squares-wide", "learning-rate-schedules", "preprocess-direct-resize",
         "axial-resnet",  # whose published files nothing reads: tests/models/test_axial_resnet.py
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"gelu": "erf"}, {"norm_eps": 1e-5}, {"norm_eps": 1e-12}])
+@torch.no_grad()
+def test_a_wrong_gelu_or_norm_epsilon_is_seen_by_the_golden_case(wrong):
+    """Of convolutions and group norms: tests/models/test_bit.py and test_resnet_stem.py."""
+    case = "vit-token-prelogits"
+    arrays, net = golden(case), vitkit.load(GOLDEN / case / "checkpoint.npz").net
+    other = make_meta(replace(net.config, **wrong))
+    other.load_state_dict(net.state_dict(), assign=True)
+    images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+    with pytest.raises(AssertionError):
+        assert_agrees(other.eval()(images), arrays["logits"])
