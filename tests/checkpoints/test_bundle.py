@@ -279,9 +279,12 @@ def test_unknown_fields_are_named(written, part):
 
 
 def test_another_kind_of_net_is_named(written):
-    change_config(written, architecture__kind="Swin")
-    with pytest.raises(CheckpointError, match=r"bundle: holds a net of kind 'Swin'"):
-        read_bundle(written)
+    for kind in ("Swin", [], None):
+        change_config(written, architecture__kind=kind)
+        with pytest.raises(
+            CheckpointError, match=rf"bundle: holds a net of kind {kind!r}".replace("[", r"\[")
+        ):
+            read_bundle(written)
 
 
 @pytest.mark.parametrize("names", [[], ["a"], ["a", "b", "c", "d"]])

@@ -293,6 +293,7 @@ def test_windows_may_differ_by_layer():
         ({"image_size": (32.0, 32.0)}, "a height and a width"),
         ({"distillation_token": True, "pooling": "mean"}, "distillation token"),
         ({"pooling": "token+mean", "hidden_head": True}, "hidden head"),
+        ({"pooling": "token+mean", "norm_after_pool": True}, "norm before the pool"),
         ({"positions": "3d"}, "'3d' .* '1d' or '2d'"),
         ({"mlp": "relu"}, "'relu'"),
         ({"registers": -1}, "registers is -1"),

@@ -386,3 +386,12 @@ def test_another_kind_of_file_is_refused_unread(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04.")
     with pytest.raises(CheckpointError, match=f"{name}: not a known kind of file"):
         load(tmp_path / name)
+
+
+def test_a_folder_with_the_name_of_published_weights_is_read_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = vitkit.build("ViT-Pico/2", classes=2, image_size=16)
+    Model(net, ["a", "b"], Preprocessing.direct((16, 16))).save("vit-b16-i21k")
+    model = load("vit-b16-i21k")
+    assert model.net.config == net.config
+    assert model.preprocessing == Preprocessing.direct((16, 16))

@@ -94,7 +94,7 @@ def read_bundle(path: str | Path) -> Bundle:
     config = read_config(folder)
     architecture = dict(config["architecture"])
     kind = architecture.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(
             f"{folder}: holds a net of kind {kind!r}; this version knows {', '.join(KINDS)}"
         )

@@ -132,8 +132,10 @@ class ViTConfig:
             )
         if self.distillation_token and (self.pooling != "token" or self.hidden_head):
             raise ValueError("a distillation token goes with pooling 'token' and no hidden head")
-        if self.pooling == "token+mean" and self.hidden_head:
-            raise ValueError("pooling 'token+mean' goes without a hidden head")
+        if self.pooling == "token+mean" and (self.hidden_head or self.norm_after_pool):
+            raise ValueError(
+                "pooling 'token+mean' goes without a hidden head and with the norm before the pool"
+            )
         if len(self.attention) not in (1, self.depth) and self.depth % len(self.attention or "x"):
             raise ValueError(
                 f"attention names {len(self.attention)} patterns, which do not divide the depth "

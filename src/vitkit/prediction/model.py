@@ -161,7 +161,7 @@ def load(
     """
     place = checkpoint_at(path, revision)
     bundle = read_bundle(place) if is_bundle(place) else read_foreign(place)
-    published = row_of(str(path))
+    published = row_of(str(path)) if is_remote(str(path)) else None  # not a folder of that name
     if published is not None and published.where.startswith("https://"):  # no JSON beside them
         if bundle.net.config.image_size != published.preprocessing.image_size:
             net = resize_net(bundle.net, published.preprocessing.image_size)
