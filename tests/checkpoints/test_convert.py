@@ -237,10 +237,11 @@ def test_a_tanh_gelu_is_refused_with_what_the_difference_is_and_the_way_on(tmp_p
     written = bundle(vit(**TANH))
     erf = random_net(vit())
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
+    noise = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
     with torch.no_grad():
         moved = [
             (one - other).abs().max() / one.abs().max().clamp(min=1)
+            for images in (noise, torch.zeros_like(noise))
             for one, other in (
                 (written.net.features(images), erf.features(images)),
                 (written.net(images), erf(images)),
@@ -330,9 +331,17 @@ def with_kernels_times(factor: float, net: Net) -> Net:
 def test_the_epsilons_of_stems_and_bit_are_allowed_where_kernels_are_large(
     tmp_path, config, constant
 ):
-    """They are added to a kernel's deviation, so what they change is a matter of its size."""
+    """They are added to a kernel's deviation, so what they change is a matter of its size.
+
+    But for the group norms of a stem, whose epsilon is all that a flat image leaves of them.
+    """
     large = replace(bundle(config), net=with_kernels_times(100, random_net(config)))
-    write_foreign(large, tmp_path / "large", "timm")
+    stemmed = isinstance(config, ViTConfig)
+    if stemmed:
+        with pytest.raises(CheckpointError, match=r"stem_norm_eps 1e-06 \(here\) and 1e-05"):
+            write_foreign(large, tmp_path / "large", "timm")
+    written = write_foreign(large, tmp_path / "large", "timm", their_constants=stemmed)
+    assert ("compute with other constants" in str(written.lost)) == stemmed
     small = replace(bundle(config), net=with_kernels_times(1e-3, random_net(config)))
     with pytest.raises(CheckpointError, match=rf"{constant} \(here\) and"):
         write_foreign(small, tmp_path / "small", "timm")
@@ -588,3 +597,26 @@ def test_config_json_that_is_not_timms_raises_nothing_but_checkpoint_errors(tmp_
         assert "config.json" in str(error)
     else:
         assert_same_net(net, random_net(vit()))
+
+
+@pytest.mark.parametrize("options", [{"pooling": "patch-mean"}, {"norm_after_pool": True}])
+def test_weights_alone_do_not_say_a_pooling_and_a_folder_does(tmp_path, options):
+    """timm's fc_norm is all that a reader of the weights alone can go by."""
+    written = bundle(vit(**options))
+    with pytest.raises(CheckpointError, match=r"pooling '.*' in weights alone"):
+        write_foreign(written, tmp_path / "net.safetensors", "timm")
+    assert nothing_in(tmp_path)
+    write_foreign(written, tmp_path / "net", "timm")
+    assert_same_net(read_foreign(tmp_path / "net").net, written.net)
+
+
+def test_an_epsilon_that_only_a_flat_image_shows_is_seen(tmp_path):
+    """Without positions to speak of, the tokens of a grey image hardly differ from their mean."""
+    net = random_net(vit(norm_eps=1e-12, pooling="mean"))
+    with torch.no_grad():
+        assert isinstance(net, VisionTransformer) and net.position_embedding is not None
+        net.position_embedding.mul_(1e-4)
+        net.patch_embedding.bias.mul_(1e-4)
+    written = replace(bundle(vit(norm_eps=1e-12, pooling="mean")), net=net)
+    with pytest.raises(CheckpointError, match=r"norm_eps 1e-12 \(here\) and 1e-06"):
+        write_foreign(written, tmp_path / "net", "timm")

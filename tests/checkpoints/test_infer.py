@@ -108,8 +108,9 @@ def vits(draw) -> ViTConfig:
 @given(net=vits())
 @settings(max_examples=80, deadline=None)
 def test_what_cannot_be_seen_in_the_tensors_is_enough_to_say(net):
-    """Heads, and an oblong's sides."""
-    said = {"heads": net.heads, "image_size": net.image_size}
+    """Heads, an oblong's sides, the GELU, and whether patches are averaged."""
+    pooling = "mean" if "mean" in net.pooling else "token"
+    said = {"heads": net.heads, "image_size": net.image_size, "gelu": net.gelu, "pooling": pooling}
     assert inferred(TIMM_VIT, tensors_of(net), **said) == (net, [])
 
 
@@ -138,7 +139,13 @@ def test_heads_are_those_of_the_named_net_of_this_shape_else_64_wide(
 
 
 def test_heads_that_are_said_need_no_convention():
-    assert inferred(TIMM_VIT, tensors_of(vit()), heads=8) == (vit(heads=8), [])
+    said = {"heads": 8, "gelu": "erf", "pooling": "token"}
+    assert inferred(TIMM_VIT, tensors_of(vit()), **said) == (vit(heads=8), [])
+
+
+@pytest.mark.parametrize("form", [TIMM_VIT, HF_VIT])
+def test_what_no_tensor_shows_and_no_json_says_is_noted(form):
+    assert inferred(form, tensors_of(vit()), heads=8)[1] == ["GELU 'erf'", "pooling 'token'"]
 
 
 @pytest.mark.parametrize("width", [48, 96, 200])

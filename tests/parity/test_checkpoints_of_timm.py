@@ -267,6 +267,7 @@ def test_names_that_describe_the_labels_are_taken(room):
     [
         ({"act_layer": "quick_gelu"}, "gelu 'quick_gelu' is not known"),
         ({"global_pool": "max"}, "global_pool 'max'"),
+        ({"global_pool": ""}, "global_pool ''"),
         ({"pool_include_prefix": True}, "pool_include_prefix"),
         ({"embed_dim": 384}, "its width is 384, that of the weights 192"),
         ({"depth": 6}, "its depth is 6, that of the weights 12"),

@@ -74,6 +74,7 @@ def said_by_hf(config: dict[str, Any], processor: Path) -> Said:
         said["image_size"] = both_sides(config["image_size"])
     activation = config.get("hidden_act", "gelu")
     said["gelu"] = GELUS.get(activation, activation)
+    said["pooling"] = "token"  # infer.pooling_of sees DINOv2's head, twice as wide
     if config.get("pooler_act", "tanh") != "tanh":
         raise ValueError(f"pooler_act {config['pooler_act']!r}; the nets here have a tanh there")
     labels = config.get("id2label") or {}
@@ -127,7 +128,8 @@ def said_by_timm(config: dict[str, Any]) -> Said:
         said["layer_scale"] = arguments["init_values"]
     if "img_size" in arguments or "input_size" in pretrained:
         said["image_size"] = both_sides(arguments.get("img_size") or pretrained["input_size"][1:])
-    pooling = arguments.get("global_pool") or config.get("global_pool") or "token"
+    pooling = arguments.get("global_pool", config.get("global_pool", "token"))
+    pooling = "token" if pooling is None else pooling
     if pooling not in POOLINGS or arguments.get("pool_include_prefix"):
         raise ValueError(f"global_pool {pooling!r} (pool_include_prefix), which no net here has")
     said["pooling"] = POOLINGS[pooling]

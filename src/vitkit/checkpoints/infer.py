@@ -39,7 +39,10 @@ def infer_config(
     constants = form.constants | {name: said[name] for name in form.constants if name in said}
     try:
         if form.kind == "ViT":
-            return vit_config(tensors, constants, said, notes)
+            config = vit_config(tensors, constants, said, notes)
+            if form.name in ("timm", "hf"):  # others know one GELU, and pool as their tensors show
+                notes += unsaid(config, said)
+            return config
         if form.kind == "BiT":
             return bit_config(tensors, constants, said, notes)
         if form.kind == "T2T-ViT":
@@ -94,6 +97,17 @@ def vit_config(
         else None,
         **options,
     )
+
+
+def unsaid(config: ViTConfig, said: Said) -> list[str]:
+    """What no tensor of a ViT shows, where no JSON said it."""
+    notes = []
+    if config.mlp == "gelu" and "gelu" not in said:
+        notes.append(f"GELU {config.gelu!r}")
+    seen = config.pooling in ("map", "token+mean") or config.distillation_token
+    if not seen and "pooling" not in said:
+        notes.append(f"pooling {config.pooling!r}")
+    return notes
 
 
 def agrees(what: str, found: int, said: Said) -> None:

@@ -53,6 +53,11 @@ def check_represented(
     """
     config = net.config
     lacking = unrepresented(config, form) + further_limits(config, form)
+    if form is TIMM_VIT and not with_json and isinstance(config, ViTConfig):
+        # A reader of the weights alone sees whether the norm is fc_norm, and goes by that.
+        patches = config.pooling == "patch-mean"
+        if config.has_class_token and patches != config.norm_after_pool:
+            lacking.append(f"pooling {config.pooling!r} in weights alone, without config.json")
     if lacking:
         raise CheckpointError(
             f"{form.title} cannot represent this net: {', '.join(lacking)}; keep it as a bundle, "
@@ -140,20 +145,24 @@ def check_constants(net: Net, form: Format, with_json: bool, accepted: bool) -> 
 def difference(net: Net, other: NetConfig) -> float:
     """How far features and logits move, as a share of their scale, under another config.
 
-    Measured on one image of noise.
+    The larger of one image of noise and one of flat grey, which hides least of an epsilon.
     """
     twin = make_meta(other)
     twin.load_state_dict(net.state_dict(), assign=True)
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1, 3, *net.config.image_size, generator=generator) * 2 - 1
+    noise = torch.rand(1, 3, *net.config.image_size, generator=generator) * 2 - 1
+    images = torch.cat([noise, torch.zeros_like(noise)])
 
     def outputs(one: Net) -> tuple[Tensor, Tensor]:
         features = one.eval().features(images)
         two_heads = getattr(one, "head_distillation", None) is not None
         return features, one(images) if two_heads else one.head(features)
 
-    pairs = zip(outputs(net), outputs(twin), strict=True)
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in pairs)
+    return max(
+        float((a - b).abs().max() / a.abs().max().clamp(min=1.0))
+        for one, other in zip(outputs(net), outputs(twin), strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
@@ -164,8 +173,8 @@ def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
         losses += ["class names", "preprocessing"]
     elif not made.antialias:
         losses.append(f"that images are resized without antialias: {form.title} always have one")
-    if getattr(config, "dropout", 0):
-        losses.append(f"dropout {config.dropout}")  # type: ignore[union-attr]
+    if dropout := getattr(config, "dropout", 0):
+        losses.append(f"dropout {dropout}")
     if form is HF_VIT and not config.classes and not getattr(config, "hidden_head", False):
         losses.append("a pooler, which this net has not: load it with add_pooling_layer=False")
     if isinstance(config, ViTConfig):
