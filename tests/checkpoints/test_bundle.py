@@ -23,6 +23,7 @@ from vitkit.data.transforms import Preprocessing
 from vitkit.models import nets
 from vitkit.models.vit import VisionTransformer
 from vitkit.models.vit_config import ViTConfig
+from vitkit.prediction.model import load
 
 
 def bundle(fill: float | None = None, **options) -> Bundle:
@@ -211,10 +212,30 @@ def test_any_flipped_bit_in_the_weights_is_noticed(tmp_path_factory, place, bit)
         read_bundle(path)
 
 
-def test_no_tensor_is_read_before_the_hash_is_verified(written, monkeypatch):
-    change_config(written, weights_sha256="0" * 64)
-    monkeypatch.setattr(module, "read_weights", lambda _: pytest.fail("the weights were read"))
-    with pytest.raises(CheckpointError, match="damaged"):
+@pytest.mark.parametrize("meddle", ["overwritten", "cut short"])
+def test_weights_that_change_while_they_are_read_are_noticed(written, monkeypatch, meddle):
+    """The hash is of the very bytes that became tensors, and none of them is mapped."""
+    weights, sha256 = written / "model.safetensors", hashlib.sha256
+
+    class Meddling:
+        """Changes the file as soon as its first bytes were hashed."""
+
+        def __init__(self):
+            self.digest, self.done = sha256(), False
+
+        def update(self, data):
+            self.digest.update(data)
+            if not self.done:
+                self.done, size = True, weights.stat().st_size
+                with weights.open("r+b") as file:
+                    file.seek(size // 2)
+                    file.truncate() if meddle == "cut short" else file.write(bytes(size // 2))
+
+        def hexdigest(self):
+            return self.digest.hexdigest()
+
+    monkeypatch.setattr(module.hashlib, "sha256", Meddling)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         read_bundle(written)
 
 
@@ -229,7 +250,7 @@ def test_truncated_weights_are_damaged(written, kept):
 @pytest.mark.parametrize("data", [b"", b"\x80\x04.", b"\xff" * 64, b"\x02" + bytes(7) + b"{}"])
 def test_weights_that_are_no_safetensors_are_refused_even_with_the_right_hash(written, data):
     change_weights(written, data)
-    with pytest.raises(CheckpointError, match=r"not readable as safetensors|do not fit|cannot be"):
+    with pytest.raises(CheckpointError, match=r"not a \.safetensors file|do not fit|cannot be"):
         read_bundle(written)
 
 
@@ -239,15 +260,22 @@ def test_weights_that_are_no_safetensors_are_refused_even_with_the_right_hash(wr
 )
 def test_a_config_that_is_no_json_is_named(written, data):
     (written / "config.json").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"bundle.config\.json: not readable as JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json: truncated, damaged or not readable"):
         read_bundle(written)
 
 
 @pytest.mark.parametrize("data", [b"[]", b"null", b"3", b"{}", b'{"format": "onnx"}'])
 def test_a_config_of_something_else_is_refused(written, data):
     (written / "config.json").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"config\.json: not of a vitkit bundle"):
+    with pytest.raises(CheckpointError, match=r"json: (not of a vitkit bundle|holds \w+, not an)"):
         read_bundle(written)
+
+
+def test_a_config_of_many_megabytes_is_not_taken_into_memory(written):
+    lists = b"[]," * (3 << 20)
+    (written / "config.json").write_bytes(b'{"format": "vitkit", "x": [' + lists + b"0]}")
+    with pytest.raises(CheckpointError, match=r"config\.json: more than 8 MiB of JSON"):
+        load(written)
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, ...])

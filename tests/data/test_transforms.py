@@ -121,6 +121,28 @@ def test_area_is_the_average_over_what_a_new_pixel_covers(height, width, new_hei
         np.testing.assert_allclose(ours[channel], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("way", ["bilinear", "bicubic", "area"])
+def test_an_antialiased_resize_gives_whole_pixels_that_stay_in_their_range(way):
+    """Bicubic weights are negative at some distance: beside an edge they reach beyond 0..255."""
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    image[:, :, 20:] = 255
+    resized = resize(image, (15, 30), way, antialias=True)
+    assert resized.dtype == torch.uint8
+    assert resized[:, :, :12].max() == 0
+    assert resized[:, :, -12:].min() == 255
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (1, 5)])
+def test_an_antialiased_resize_to_a_single_pixel_is_right(size):
+    image = noise(40, 30)
+    rows, columns = (area_weights(40, size[0]), area_weights(30, size[1]))
+    expected = rows @ image.float() @ columns.T
+    resized = resize(image, size, "area", antialias=True).float()
+    assert (resized - expected).abs().max() <= 0.5
+    blurred = resize(image, size, "bilinear", antialias=True).float()
+    assert (blurred - image.float().mean((1, 2), keepdim=True)).abs().max() < 40
+
+
 @given(old=st.integers(1, 300), new=st.integers(1, 300))
 @settings(max_examples=40, deadline=None)
 def test_the_shares_of_the_old_pixels_in_a_new_one_sum_to_one(old, new):

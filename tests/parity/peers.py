@@ -88,9 +88,9 @@ def photos() -> list[Image.Image]:
 
 
 def assert_prepares_alike(preprocessing: Preprocessing, theirs: Callable[[Any], Tensor]) -> None:
-    """Within a level of 255, as the others round to whole pixels after they resize."""
+    """But for a level of 255 here and there; Pillow and torch may resize by another axis first."""
     for photo in photos():
         ours, expected = preprocessing(to_pixels(photo)), theirs(photo)
         assert ours.shape == expected.shape
-        # A crop that is off by one pixel gives 0.03 and more.
-        assert (ours - expected).abs().mean() < 0.007, photo.size
+        # A crop that is off by one pixel gives 0.03 and more, no rounding to whole pixels 0.004.
+        assert (ours - expected).abs().mean() < 0.003, photo.size

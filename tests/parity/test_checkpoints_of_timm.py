@@ -23,9 +23,9 @@ from torch import nn
 import vitkit
 from vitkit.checkpoints.bundle import Bundle
 from vitkit.checkpoints.convert import write_foreign
-from vitkit.checkpoints.describe import said_by_timm
 from vitkit.checkpoints.infer import usual_heads
 from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.their_json import said_by_timm
 from vitkit.models.bit import BiTConfig
 from vitkit.models.vit_config import ViTConfig
 from vitkit.prediction.model import Model
@@ -251,6 +251,31 @@ def test_what_is_prepared_otherwise_than_timm_does_is_said(room, changes, depart
     config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": prepared}
     saved(weights, room / "model.safetensors", config=config)
     assert departure in str(vitkit.load(room).provenance["assumed"])
+
+
+@pytest.mark.parametrize(
+    "names", [["vision_transformer"], ["vision_transformer_hybrid"], ["deit"]], ids=str
+)
+def test_the_heads_of_every_architecture_are_known_whatever_its_depth(names):
+    """Where model_args leave them out, timm takes them from the name, and not from the width."""
+    unknown = []
+    for name in timm.list_models(module=names[0]):
+        net = on_meta(timm.create_model, name)
+        heads = next(m.num_heads for m in net.modules() if hasattr(m, "num_heads"))
+        said = said_by_timm({"architecture": name, "global_pool": "token"}).get("heads")
+        assert said in (None, heads), name
+        unknown += [name] if said is None else []
+    assert all(name.startswith("aimv2_") for name in unknown)  # which no net here can be
+
+
+def test_the_heads_of_a_shallow_huge_are_those_of_a_huge(room):
+    peer = made("vit_huge_patch14_224", depth=1, img_size=28)
+    config = {"architecture": "vit_huge_patch14_224", "model_args": {"depth": 1, "img_size": 28}}
+    saved(peer.state_dict(), room / "model.safetensors", config=config)
+    net = vitkit.load(room).net
+    assert net.config.heads == 16
+    images = images_for(net)
+    assert_close(net(images), peer(images))
 
 
 def test_names_that_describe_the_labels_are_taken(room):

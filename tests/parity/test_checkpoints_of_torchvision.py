@@ -20,8 +20,8 @@ from torchvision import models
 import vitkit
 from vitkit.checkpoints.bundle import Bundle
 from vitkit.checkpoints.convert import write_foreign
-from vitkit.checkpoints.describe import preprocessing_of
 from vitkit.checkpoints.formats import TORCHVISION_EFFICIENTNET, TORCHVISION_VIT
+from vitkit.checkpoints.usual import preprocessing_of
 from vitkit.models.variants import config
 from vitkit.prediction.model import Model
 

@@ -191,7 +191,11 @@ PROCESSORS = {
     "shorter side": ("BitImageProcessor", {"size": {"shortest_edge": 256}}),
     "bilinear": ("BitImageProcessor", {"size": {"shortest_edge": 248}, "resample": 2}),
     "not normalised": ("ViTImageProcessor", {"do_normalize": False, "resample": 3}),
-}
+    "to 0..2": ("ViTImageProcessor", {"rescale_factor": 1 / 127.5, "do_normalize": False}),
+    "to -2..2": ("BitImageProcessor", {"rescale_factor": 1 / 51}),
+    "whole pixel values": ("ViTImageProcessor", {"do_rescale": False, "image_mean": [127.0] * 3,
+                                                 "image_std": [64.0] * 3}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", PROCESSORS)
@@ -209,6 +213,59 @@ def test_images_are_prepared_as_transformers_does_before_and_after(room, case):
             model.preprocessing,
             lambda photo, by=processor: by(images=photo, return_tensors="pt")["pixel_values"][0],
         )
+
+
+@pytest.mark.parametrize("model", ["ViT", "DeiT", "Dinov2"])
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"image_processor_type": "DeiTImageProcessor"}, {"do_normalize": None},
+     {"image_processor_type": "BitImageProcessor"},
+     {"image_processor_type": "ViTImageProcessorFast", "size": {"height": 224, "width": 224}}],
+)  # fmt: skip
+def test_what_a_processors_file_leaves_out_is_as_transformers_fills_it_in(room, model, content):
+    made(f"{model}ForImageClassification", **TI16, num_hidden_layers=1).save_pretrained(room)
+    (room / "preprocessor_config.json").write_text(json.dumps(content))
+    processor = hf.AutoImageProcessor.from_pretrained(room)
+    assert_prepares_alike(
+        vitkit.load(room).preprocessing,
+        lambda photo: processor(images=photo, return_tensors="pt")["pixel_values"][0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ({"do_resize": False}, "images resized, which the processor leaves as large as they are"),
+        ({"size": {"shortest_edge": 224}}, "the middle of an oblong image"),
+        ({"size": 200, "do_center_crop": True}, "images resized to the crop"),
+        ({"size": 384}, "images of 224x224, as the net reads; the JSON beside it says 384x384"),
+        ({"image_processor_type": "ConvNextImageProcessor"},
+         "where ConvNextImageProcessor has defaults, those of ViT's"),
+        ({"resample": 1}, "bicubic interpolation in place of 1"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_processor_does_otherwise_is_said(room, content, note):
+    made("ViTForImageClassification", **TI16, num_hidden_layers=1).save_pretrained(room)
+    (room / "preprocessor_config.json").write_text(json.dumps(content))
+    model = vitkit.load(room)
+    assert note in str(model.provenance["assumed"])
+    assert model.preprocessing.image_size == (224, 224)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "DeiT", "ViTMAE", "ViTMSN", "Dinov2"])
+def test_a_config_that_leaves_out_what_is_usual_is_read_as_transformers_reads_it(room, kind):
+    """12 heads, whatever the width."""
+    job = "Model" if kind == "ViTMAE" else "ForImageClassification"
+    options = {"hidden_size": 384, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
+    peer = made(f"{kind}{job}", **options)
+    peer.save_pretrained(room)
+    config = json.loads((room / "config.json").read_text())
+    kept = {name: config[name] for name in ("model_type", "architectures", *options)}
+    (room / "config.json").write_text(json.dumps(kept))
+    model = vitkit.load(room)
+    assert model.net.config.heads == peer.config.num_attention_heads == 12
+    assert model.net.config.norm_eps == peer.config.layer_norm_eps
 
 
 def test_processors_as_old_files_have_them_are_read(room):
@@ -234,6 +291,22 @@ def test_class_names_come_from_id2label_and_go_there(room):
     write_foreign(bundle_of(model), room / "ours", "hf")
     assert reloaded("ViTForImageClassification", room / "ours").config.id2label == labels
     assert vitkit.load(room / "ours").class_names == ["cat", "café", "ant"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [({"1": "cat", "2": "ant"}, "which does not count from 0"),
+     ({"0": "cat", "one": "ant"}, "which does not count from 0"),
+     ({"0": "cat", "1": None}, "they are no text"),
+     ({"0": "cat"}, "1 for 2 classes")],
+)  # fmt: skip
+def test_labels_that_name_no_classes_are_left_out_and_that_is_said(room, labels, note):
+    made("ViTForImageClassification", **{**TI16, "num_labels": 2}).save_pretrained(room)
+    config = json.loads((room / "config.json").read_text())
+    (room / "config.json").write_text(json.dumps(config | {"id2label": labels}))
+    model = vitkit.load(room)
+    assert model.class_names == ["0", "1"]
+    assert note in str(model.provenance["assumed"])
 
 
 def test_labels_without_names_are_no_class_names(room):

@@ -12,10 +12,12 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.safetensors_files import read_safetensors
 from vitkit.data.transforms import Preprocessing
 from vitkit.files import whole_folder
 from vitkit.models.nets import KINDS, Net, NetConfig, kind_of, make_meta
@@ -80,10 +82,10 @@ def is_bundle(folder: Path) -> bool:
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         return False
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG)
+    except CheckpointError:
         return True  # read_bundle says what is wrong
-    if not isinstance(config, dict) or config.get("format") == "vitkit":
+    if config.get("format") == "vitkit":
         return True
     return "model_type" not in config and not isinstance(config.get("architecture"), str)
 
@@ -105,13 +107,7 @@ def read_bundle(path: str | Path) -> Bundle:
             f"{folder / CONFIG}: the preprocessing makes images of {preprocessing.image_size} "
             f"pixels, the net reads {net_config.image_size}"
         )
-    found = sha256(folder / WEIGHTS)
-    if found != config["weights_sha256"]:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: damaged: its SHA-256 is {found[:12]}..., {CONFIG} says "
-            f"{str(config['weights_sha256'])[:12]}...; copy the bundle again, or use another one"
-        )
-    state = read_weights(folder / WEIGHTS)
+    state = read_weights(folder / WEIGHTS, config["weights_sha256"])
     class_names = config["class_names"]
     if len(class_names) != net_config.classes:
         raise CheckpointError(
@@ -121,22 +117,22 @@ def read_bundle(path: str | Path) -> Bundle:
     return Bundle(net, class_names, preprocessing, config["provenance"])
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, copied out of its map one by one.
-
-    A map that stays would count the weights a second time, and what happens to the file later
-    would happen to the net, so it is closed after each tensor.
-    """
+def read_weights(path: Path, expected: str) -> dict[str, torch.Tensor]:
+    """The tensors of the weights' file, whose SHA-256 is that of the bytes that they came from."""
+    digest, problem, state = hashlib.sha256(), None, {}
     try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-        state = {}
-        for name in names:
-            with safe_open(path, framework="pt") as file:
-                state[name] = file.get_tensor(name).clone()
-        return state
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not readable as safetensors: {error}") from error
+        state = read_safetensors(path, digest)
+        found = digest.hexdigest()
+    except CheckpointError as error:
+        problem, found = error, sha256(path)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: damaged: its SHA-256 is {found[:12]}..., {CONFIG} says {expected[:12]}...; "
+            "copy the bundle again, or use another one"
+        )
+    if problem is not None:
+        raise problem
+    return state
 
 
 def net_from_state(
@@ -201,11 +197,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder}: not a bundle: {' and '.join(missing)} missing")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != "vitkit":
+    config = read_json(folder / CONFIG)
+    if config.get("format") != "vitkit":
         raise CheckpointError(f'{folder / CONFIG}: not of a vitkit bundle (no "format": "vitkit")')
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(

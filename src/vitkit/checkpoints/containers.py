@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-import struct
 import uuid
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vitkit.checkpoints.archives import explained, open_zip
 from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.safetensors_files import read_safetensors, without_repeats
 from vitkit.checkpoints.torch_files import read_torch
 from vitkit.files import sync
 
@@ -40,7 +39,6 @@ WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.")  # DDP, compile, DIN
 HALF = (torch.bfloat16, torch.float16)  # written to .npz as float32
 BFLOAT16 = np.dtype("V2")  # how numpy stores JAX's: two bytes of no type
 JSON_AT_MOST = 8 << 20  # bytes; 21,843 class names, there and back, are below 2 MiB
-HEADER_AT_MOST = 2 << 20  # bytes of a .safetensors, which has 130 for a tensor
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ def read_tensors(path: Path) -> Tensors:
     `path` is an .npz; a .safetensors; a file of torch.save (.pth, .pt, .bin, .ckpt, .tar), where
     the weights may be under "model", "state_dict" and the like; the index of a model in several
     files (.index.json); or a folder with one of FOLDER_FILES. A wrapper's prefix ("module.") that
-    all names have is taken off. Tensors of .safetensors and zipped .pth are mapped, not copied: a
-    file that is cut short later kills who reads them. Raises CheckpointError.
+    all names have is taken off. Tensors of zipped .pth are mapped, not copied: a file that is cut
+    short later kills who reads them. Raises CheckpointError.
     """
     return read(path).tensors
 
@@ -143,24 +141,6 @@ def read_shards(index: Path) -> Tensors:
     return tensors
 
 
-def read_safetensors(path: Path) -> Tensors:
-    with explained(path, "a .safetensors file"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > HEADER_AT_MOST:
-                raise ValueError(f"a header of {length:,} bytes")
-            # safetensors takes the last of two tensors with one name, and says nothing.
-            json.loads(file.read(length).decode("utf-8"), object_pairs_hook=without_repeats)
-        return load_file(path)
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{repeated[0][:80]!r} is there more than once")
-    return dict(pairs)
-
-
 def read_npz(path: Path) -> Tensors:
     with explained(path, "an .npz file"), open_zip(path) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
@@ -226,7 +206,9 @@ def write_tensors(
                 with fresh.open("wb") as file:  # a path would be written into the file
                     torch.save(separate(tensors), file)
     except Exception as error:  # of the disk, from Python, C++ or Rust; or of a dtype
-        what = (str(error) or type(error).__name__).split("\n")[0]
+        # torch.save raises its own error over that of the file, which says what happened.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        what = (str(cause) or type(cause).__name__).split("\n")[0]
         raise CheckpointError(f"{path}: cannot be written: {what}") from error
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from vitkit.checkpoints import describe, keymaps
-from vitkit.checkpoints.bundle import Bundle, net_from_state
+from vitkit.checkpoints import keymaps
+from vitkit.checkpoints.bundle import Bundle, fits, net_from_state
 from vitkit.checkpoints.containers import read, weights_in, write_tensors
 from vitkit.checkpoints.formats import (
     FORMATS,
@@ -28,7 +28,10 @@ from vitkit.checkpoints.keymaps import Table
 from vitkit.checkpoints.limits import check_represented, format_for, lost
 from vitkit.checkpoints.peer_json import hf_model_type, json_beside
 from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.published import IMAGENET
 from vitkit.checkpoints.tables import FileNames, Mapped, Piece, Tensors, some, to_ours, to_theirs
+from vitkit.checkpoints.their_json import Said, said_by
+from vitkit.checkpoints.usual import preprocessing_of
 from vitkit.errors import UsageError, named
 from vitkit.files import whole_folder
 from vitkit.models.nets import Net
@@ -59,9 +62,9 @@ def read_foreign(path: str | Path) -> Bundle:
 def read_with_keys(path: Path) -> Reading:
     source, file = str(path), weights_in(path) if path.is_dir() else path
     form, names, theirs, notes = tensors_of(file, source)
-    said = describe.said_by(file.parent, form) | said_by_tensors(theirs, form)
+    said = said_by(file.parent, form) | said_by_tensors(theirs, form)
     if form.name == "timm" and notes[:1] == ["taken from 'model'"]:  # DeiT's and MAE's own files
-        said.setdefault("mean_std", describe.IMAGENET)
+        said.setdefault("mean_std", IMAGENET)
     mapped = to_ours(theirs, form.table, names, source)
     check_mapped(mapped, names, form, source)
     ours, file_names = mapped.tensors, FileNames(mapped.pieces, form.table)
@@ -71,8 +74,18 @@ def read_with_keys(path: Path) -> Reading:
     if isinstance(config, ViTConfig):
         settle_positions(ours, config)
     net = net_from_state(config, ours, source, file_names)
-    preprocessing = describe.preprocessing_of(form, config, said, notes)
+    preprocessing = preprocessing_of(form, config, said, notes)
+    notes += said.get("notes", [])
+    notes += not_finite(ours, file_names)
     class_names = said.get("class_names", [])
+    if class_names and config.classes and not fits(class_names, list[str]):
+        notes.append("no class names of the JSON beside the weights: they are no text")
+        class_names = []
+    if class_names and len(class_names) != config.classes:
+        notes.append(
+            f"no class names of the JSON beside the weights: {len(class_names)} for "
+            f"{config.classes} classes"
+        )
     if len(class_names) != config.classes:
         class_names = default_names(config.classes, notes)
     provenance: dict[str, Any] = {"source": source, "format": form.name}
@@ -112,9 +125,9 @@ def unstack(theirs: Tensors, names: dict[str, str], source: str) -> None:
             theirs[single], names[single] = tensor, file_name
 
 
-def said_by_tensors(theirs: Tensors, form: Format) -> describe.Said:
+def said_by_tensors(theirs: Tensors, form: Format) -> Said:
     """What their names and shapes say that ours do not."""
-    said: describe.Said = {}
+    said: Said = {}
     query = theirs.get("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel")
     if query is not None and query.ndim == 3:
         said["heads"] = query.shape[1]
@@ -140,6 +153,16 @@ def fold_lone_distillation(tensors: Tensors) -> None:
     """
     if "distillation_token" in tensors and "head_distillation.weight" not in tensors:
         tensors["registers"] = tensors.pop("distillation_token")
+
+
+def not_finite(tensors: Tensors, names: FileNames) -> list[str]:
+    """A note that names the tensors with a NaN or an infinity."""
+    bad = [
+        names[name] for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.numel()
+        and not torch.stack(tensor.aminmax()).isfinite().all()
+    ]  # fmt: skip
+    return [f"NaN or infinity in {some(bad, 3)}"] if bad else []
 
 
 def default_names(classes: int, notes: list[str]) -> list[str]:

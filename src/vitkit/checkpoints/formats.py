@@ -1,7 +1,7 @@
 """The formats of others: how a file of each is known, and what its library can compute.
 
 A format is data. `convert.py` reads and writes by it, `limits.py` says which nets it can hold,
-`describe.py` and `peer_json.py` know the JSON beside it.
+`their_json.py` and `peer_json.py` know the JSON beside it.
 """
 
 from __future__ import annotations

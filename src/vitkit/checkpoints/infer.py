@@ -25,7 +25,7 @@ FEATURE_WIDTHS = {  # of EfficientNet: 1280 times its width factor, in whole eig
 }  # fmt: skip
 FIRST_LAYER_SCALE = 1e-5  # of DINOv2; a checkpoint holds what became of it
 
-Said = dict[str, Any]  # what else is known: describe.said_by
+Said = dict[str, Any]  # what else is known: their_json.said_by
 
 
 def infer_config(

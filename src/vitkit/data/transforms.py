@@ -29,7 +29,9 @@ class Preprocessing:
     resize: Literal["direct", "shorter-side"] = "direct"  # direct distorts the aspect
     resize_to: tuple[int, int] | int | None = None  # before a centre crop; None: no crop
     interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
-    antialias: bool = False  # tf.image.resize, which the authors use, has none
+    antialias: bool = (
+        False  # Pillow's, to whole pixel values; tf.image.resize (the authors) has none
+    )
     truncate: bool = False  # back to whole pixel values after the resize, as big_vision does
     # Where a side or a crop falls between pixels: "nearest" is big_vision's rounding of the longer
     # side with the crop's odd pixel below and right; "torchvision" cuts the longer side off and
@@ -100,7 +102,7 @@ class Preprocessing:
     def __call__(self, image: Tensor) -> Tensor:  # uint8 (3, H, W) -> float32 (3, h, w)
         if isinstance(self.resize_to, int):
             image = without_far_ends(image)
-        image = resize(image.float(), self.target(image), self.interpolation, self.antialias)
+        image = resize(image, self.target(image), self.interpolation, self.antialias)
         if self.truncate:
             image = image.clamp(0, 255).floor()
         image = centre_crop(image, self.image_size, rounded=self.rounding == "torchvision")
@@ -160,14 +162,24 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str, antialias: bool) -> Tensor:
-    """Float (3, H, W) -> (3, *size), half-pixel centres as in tf.image.resize."""
+    """uint8 (3, H, W) -> (3, *size), pixels 0..255, half-pixel centres.
+
+    With antialias uint8, as Pillow and torchvision have it: bicubic weights reach beyond 0..255,
+    and what does so is cut off. Without it float32, as of tf.image.resize, where nothing is.
+    """
     if tuple(image.shape[-2:]) == tuple(size):
-        return image
+        return image if antialias else image.float()
     if interpolation == "area":
         rows = area_weights(image.shape[-2], size[0])
         columns = area_weights(image.shape[-1], size[1])
-        return rows @ image @ columns.T
-    return F.interpolate(image[None], size=tuple(size), mode=interpolation, antialias=antialias)[0]
+        resized = rows @ image.float() @ columns.T
+        return resized.round().to(torch.uint8) if antialias else resized
+    # torch's resize of uint8 fails or errs where the new width is 1 (2.14, AVX2).
+    pixels = image if antialias and size[1] > 1 else image.float()
+    resized = F.interpolate(
+        pixels[None], size=tuple(size), mode=interpolation, antialias=antialias
+    )[0]
+    return resized.clamp(0, 255).round().to(torch.uint8) if antialias else resized
 
 
 def area_weights(old: int, new: int) -> Tensor:

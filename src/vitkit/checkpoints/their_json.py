@@ -1,10 +1,9 @@
-"""What the JSON beside others' weights says, and what holds where there is none."""
+"""What the JSON that timm and Hugging Face keep beside weights says."""
 
 from __future__ import annotations
 
 import re
 import reprlib
-from dataclasses import replace
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,48 @@ from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.formats import Format
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.published import IMAGENET
-from vitkit.data.transforms import HALF, Preprocessing
-from vitkit.models.efficientnet import EfficientNetConfig
-from vitkit.models.nets import NetConfig
-from vitkit.models.vit_config import ViTConfig
+from vitkit.data.transforms import HALF
 
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_tanh": "tanh"}
 POOLINGS = {"token": "token", "avg": "mean", "map": "map"}  # timm's names
+# What transformers takes where a JSON leaves it out (5.24: configuration_*, image_processing_*).
+HF_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vit": {"heads": 12}, "deit": {"heads": 12}, "vit_mae": {"heads": 12}, "ijepa": {"heads": 12},
+    "vit_msn": {"heads": 12, "norm_eps": 1e-6}, "dinov2": {"heads": 12},
+    "dinov2_with_registers": {"heads": 12},
+}  # fmt: skip
+HF_PROCESSOR_OF = {"deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}  # else ViT
+HF_USUAL = {
+    "do_resize": True, "size": 224, "resample": 2, "do_center_crop": False, "crop_size": 224,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "image_mean": HALF, "image_std": HALF,
+}  # fmt: skip
+CLIP = {
+    "resample": 3, "do_center_crop": True,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}  # fmt: skip
+HF_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": {}, "DeiT": {"size": 256, "resample": 3, "do_center_crop": True}, "Bit": CLIP,
+    "CLIP": CLIP,
+}  # fmt: skip
 FILTERS = {  # by PIL.Image.Resampling and by timm's names
     2: "bilinear", 3: "bicubic", 4: "area", "bilinear": "bilinear", "bicubic": "bicubic",
     "box": "area",
 }  # fmt: skip
 
-# timm's architectures that are not as their width tells (timm 1.0.31, vision_transformer.py).
-TIMM_HEADS = {"vit_base_patch16_gap_224": 16, "test_vit": 2, "test_vit2": 2}
+# The heads of timm's architectures where model_args leave them out, whatever width and depth it
+# says (timm 1.0.31: vision_transformer.py, vision_transformer_hybrid.py, deit.py). The first
+# pattern that a name begins with.
+TIMM_HEADS = tuple((re.compile(pattern), heads) for pattern, heads in (
+    ("vit_base_patch16_gap_224", 16), ("vit_small_resnet", 8), ("vit_base_patch(16|32)_plus_", 14),
+    ("vit_giant_.*(dinov2|tipsv2|radio)", 24), ("test_vit[34]", 3), ("test_vit", 2),
+    ("(vit|deit)_tiny_", 3), ("vit_(d?p?wee|xsmall)_", 4), ("vit_d?little_", 5),
+    ("(vit|deit3?|flexivit)_small", 6), ("(vit|deit3)_mediumd?_", 8), ("vit_betwixt_", 10),
+    ("(vit|deit3?|flexivit|beit3)_base", 12), ("vit_so150m2_", 13), ("vit_so150m_", 14),
+    ("(vit|deit3|beit3)_(large|intern300m|huge|so400m|giant|giantopt|gigantic)_", 16),
+    ("flexivit_large|eva_large_", 16),
+))  # fmt: skip
 TIMM_TANH = re.compile(  # SigLIP 2's
     r"vit_(so400m_patch16|giantopt_patch16)_siglip_.*"
     r"|vit_(base_patch32_siglip_(gap_)?256|large_patch16_siglip_(gap_)?512)"
@@ -41,8 +68,8 @@ def said_by(folder: Path, form: Format) -> Said:
     """What config.json and preprocessor_config.json in a folder say, by vitkit's names.
 
     Keys, where known: width, depth, heads, image_size, gelu, norm_eps, layer_scale, pooling,
-    class_names, mean_std, preprocessing (fields of Preprocessing), and departures (sentences: what
-    of it is done otherwise here). Raises CheckpointError where the JSON is not readable, or says
+    class_names, mean_std, preprocessing (fields of Preprocessing), and notes (sentences: what of it
+    is done otherwise here). Raises CheckpointError where the JSON is not readable, or says
     what no net here can be.
     """
     path = folder / "config.json"
@@ -65,11 +92,13 @@ def said_by(folder: Path, form: Format) -> Said:
 
 
 def said_by_hf(config: dict[str, Any], processor: Path) -> Said:
+    kind = config["model_type"]
     names = {
         "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads",
         "layer_norm_eps": "norm_eps", "layerscale_value": "layer_scale",
     }  # fmt: skip
-    said = {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs)}
+    said: Said = {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs)}
+    said = HF_DEFAULTS.get(kind, {}) | said
     if "image_size" in config:
         said["image_size"] = both_sides(config["image_size"])
     activation = config.get("hidden_act", "gelu")
@@ -78,39 +107,63 @@ def said_by_hf(config: dict[str, Any], processor: Path) -> Said:
     if config.get("pooler_act", "tanh") != "tanh":
         raise ValueError(f"pooler_act {config['pooler_act']!r}; the nets here have a tanh there")
     labels = config.get("id2label") or {}
-    if all(str(key).isdigit() for key in labels):
-        ordered = [str(labels[key]) for key in sorted(labels, key=int)]
-        if ordered != [f"LABEL_{number}" for number in range(len(ordered))]:
-            said["class_names"] = ordered
-    if config["model_type"] in ("deit", "vit_mae", "vit_msn"):
+    numbers = [str(number) for number in range(len(labels))]
+    if labels.keys() != set(numbers):
+        said["notes"] = ["no class names of id2label, which does not count from 0 to the last"]
+    elif [labels[n] for n in numbers] != [f"LABEL_{n}" for n in numbers]:
+        said["class_names"] = [labels[n] for n in numbers]
+    if kind in ("deit", "vit_mae", "vit_msn"):
         said["mean_std"] = IMAGENET
     if processor.is_file():
-        said["preprocessing"], said["departures"] = hf_preprocessing(read_json(processor))
+        said["preprocessing"], notes = hf_preprocessing(read_json(processor), kind)
+        said["notes"] = [*said.get("notes", []), *notes]
     return said
 
 
-def hf_preprocessing(processor: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of Preprocessing, and departures; resizes as Pillow's have an antialias."""
-    interpolation, departures = known_filter(processor.get("resample", 2))
+def hf_preprocessing(processor: dict[str, Any], model: str) -> tuple[dict[str, Any], list[str]]:
+    """Fields of Preprocessing, and what is done otherwise; Pillow's resizes have an antialias."""
+    title = processor.get("image_processor_type") or processor.get("feature_extractor_type")
+    title = HF_PROCESSOR_OF.get(model, "ViT") if title is None else str(title)
+    kind = re.sub("(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", title)
+    notes = [] if kind in HF_PROCESSORS else [f"where {title} has defaults, those of ViT's"]
+    given = {n: v for n, v in processor.items() if v is not None or n.startswith("do_")}
+    processor = HF_USUAL | HF_PROCESSORS.get(kind, {}) | given
+    interpolation, departures = known_filter(processor["resample"])
+    # Theirs is (pixel * factor - mean) / std, ours (pixel / 255 - mean) / std.
+    scale = 255 * processor["rescale_factor"] if processor["do_rescale"] else 255
+    mean, std = processor["image_mean"], processor["image_std"]
+    if not processor["do_normalize"]:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     fields: dict[str, Any] = {
-        "antialias": True, "interpolation": interpolation, "rounding": "floor"
+        "antialias": True, "interpolation": interpolation, "rounding": "floor",
+        "mean": tuple(value / scale for value in mean),
+        "std": tuple(value / scale for value in std),
     }  # fmt: skip
-    for theirs, ours in (("image_mean", "mean"), ("image_std", "std")):
-        if theirs in processor:
-            fields[ours] = tuple(processor[theirs])
-    if not processor.get("do_normalize", True):
-        fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    size = processor.get("size", 224)
-    crop = processor.get("do_center_crop") and "crop_size" in processor
+    sizes, of_size = hf_sizes(processor, shorter_side=kind in ("Bit", "CLIP"))
+    return fields | sizes, notes + departures + of_size
+
+
+def hf_sizes(processor: dict[str, Any], shorter_side: bool) -> tuple[dict[str, Any], list[str]]:
+    """Those fields of Preprocessing that are sizes; `shorter_side` is what a lone number is of."""
+    notes, size = [], processor["size"]
+    if not processor["do_resize"]:
+        notes.append("images resized, which the processor leaves as large as they are")
     if isinstance(size, dict) and "shortest_edge" in size:
-        side = size["shortest_edge"]
-        fields |= {"resize": "shorter-side", "resize_to": side}
-        fields["image_size"] = both_sides(processor["crop_size"] if crop else side)
-    elif crop:
-        fields |= {"resize_to": both_sides(size), "image_size": both_sides(processor["crop_size"])}
-    else:
-        fields["image_size"] = both_sides(size)
-    return fields, departures
+        size, shorter_side = size["shortest_edge"], True
+    shorter_side = shorter_side and isinstance(size, int)
+    resized = both_sides(size)
+    if not processor["do_center_crop"]:
+        if shorter_side:
+            notes.append("the middle of an oblong image, which the processor keeps whole")
+            return {"resize": "shorter-side", "resize_to": size, "image_size": resized}, notes
+        return {"image_size": resized}, notes
+    crop = both_sides(processor["crop_size"])
+    if any(before < after for before, after in zip(resized, crop, strict=True)):
+        notes.append("images resized to the crop, which the processor fills with black")
+        resized = size = max(*crop, *resized) if shorter_side else crop
+    if shorter_side:
+        return {"resize": "shorter-side", "resize_to": size, "image_size": crop}, notes
+    return {"resize_to": resized, "image_size": crop}, notes
 
 
 def said_by_timm(config: dict[str, Any]) -> Said:
@@ -119,10 +172,10 @@ def said_by_timm(config: dict[str, Any]) -> Said:
     architecture = config["architecture"]
     names = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
     said = {ours: arguments[theirs] for theirs, ours in names.items() if arguments.get(theirs)}
-    if architecture in TIMM_HEADS:
-        said.setdefault("heads", TIMM_HEADS[architecture])
-    usual = "gelu_tanh" if TIMM_TANH.fullmatch(architecture) else "gelu"
-    activation = arguments.get("act_layer") or usual
+    if usual := next((heads for name, heads in TIMM_HEADS if name.match(architecture)), None):
+        said.setdefault("heads", usual)
+    by_name = "gelu_tanh" if TIMM_TANH.fullmatch(architecture) else "gelu"
+    activation = arguments.get("act_layer") or by_name
     said["gelu"] = GELUS.get(activation, activation)
     if arguments.get("init_values"):
         said["layer_scale"] = arguments["init_values"]
@@ -136,9 +189,9 @@ def said_by_timm(config: dict[str, Any]) -> Said:
     labels = config.get("label_names") or pretrained.get("label_names")
     if isinstance(labels, list):
         descriptions = config.get("label_descriptions") or {}
-        said["class_names"] = [str(descriptions.get(label, label)) for label in labels]
+        said["class_names"] = [descriptions.get(label, label) for label in labels]
     if "mean" in pretrained and "input_size" in pretrained:
-        said["preprocessing"], said["departures"] = timm_preprocessing(pretrained)
+        said["preprocessing"], said["notes"] = timm_preprocessing(pretrained)
     return said
 
 
@@ -176,67 +229,3 @@ def both_sides(size: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"an image size of {reprlib.repr(size)}")
     return sides[0], sides[1]
-
-
-def preprocessing_of(
-    form: Format, config: NetConfig, said: Said, notes: list[str]
-) -> Preprocessing:
-    """What the JSON says, at the size that the net reads; else what the family usually does."""
-    if "preprocessing" in said:
-        notes += said["departures"]
-        try:
-            return Preprocessing(**said["preprocessing"]).at(config.image_size)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"the preprocessing beside the weights: {error}") from error
-    made = usual_preprocessing(form, config, said.get("mean_std"))
-    notes.append(f"preprocessing as {form.title} usually have it: {made.summary}")
-    return made
-
-
-def usual_preprocessing(form: Format, config: NetConfig, mean_std: Any) -> Preprocessing:
-    """Of the library or the authors; docs/checkpoints.md has the table."""
-    size = config.image_size
-    if form.name == "npz":
-        return Preprocessing.direct(size)
-    if isinstance(config, EfficientNetConfig):
-        return torchvision_efficientnet(config)
-    if form.name == "torchvision":  # its weights for 224 pixels resize to 256 (Weights.meta)
-        side = 256 if size == (224, 224) else min(size)
-        return cropped(size, side / min(size), "bilinear", IMAGENET)
-    if form.kind == "BiT":
-        return Preprocessing(size, antialias=True)
-    if form.name == "t2t":
-        return cropped(size, 1 / 0.9, "bicubic", IMAGENET)
-    assert isinstance(config, ViTConfig)
-    by_imagenet = (  # DeiT, DINOv2, MAE
-        mean_std or config.distillation_token or config.layer_scale or config.norm_after_pool
-    )
-    if form.name == "hf":
-        if not by_imagenet:
-            return Preprocessing(size, antialias=True)
-        return replace(cropped(size, 256 / 224, "bicubic", IMAGENET), rounding="floor")
-    if mean_std and min(size) < 384:  # DeiT's and MAE's own evaluation: 256 for 224
-        return cropped(size, 256 / 224, "bicubic", mean_std)
-    mean_std = IMAGENET if by_imagenet or not config.classes else (HALF, HALF)  # MAE, DINO: no head
-    return cropped(size, 1 / 0.9 if min(size) < 384 else 1.0, "bicubic", mean_std)
-
-
-def cropped(
-    size: tuple[int, int], scale: float, interpolation: Any, mean_std: tuple
-) -> Preprocessing:
-    """Shorter side to `scale` times the larger side of `size`, then its middle."""
-    return Preprocessing(
-        size, "shorter-side", floor(max(size) * scale + 1e-6), interpolation, antialias=True,
-        rounding="torchvision", mean=mean_std[0], std=mean_std[1],
-    )  # fmt: skip
-
-
-def torchvision_efficientnet(config: EfficientNetConfig) -> Preprocessing:
-    """As the first published weights of this size are evaluated (torchvision's Weights)."""
-    from torchvision.models import get_model_weights
-
-    first = next(iter(get_model_weights(f"efficientnet_{config.size.lower()}")))
-    made = first.transforms()
-    (crop,), (resize,) = made.crop_size, made.resize_size
-    way = "bicubic" if "bicubic" in str(made.interpolation).lower() else "bilinear"
-    return cropped((crop, crop), resize / crop, way, IMAGENET).at(config.image_size)
