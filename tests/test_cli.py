@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import vitkit
-from vitkit.cli import VERBS, main
+from vitkit.cli import VERBS, finite, main
+from vitkit.workflows.convert import convert
 
 COMMAND = [sys.executable, "-m", "vitkit"]
 
@@ -219,6 +220,30 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_bits(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_names_of_classes_do_not_command_the_terminal_and_need_be_no_text(trained, tmp_path):
+    """Of a bundle that came from anywhere, and an output that takes ASCII alone."""
+    names = ["\x1b[2Jcleared", "caf\udce9", "a\nvitkit: b", "été", "日本"]
+    vitkit.load(trained, class_names=names + list("56789")).save(tmp_path / "bundle")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = ["predict", tmp_path / "bundle", tmp_path / "a.png", "--top", "10", "--json"]
+    for encoding in ("utf-8", "ascii"):
+        done = subprocess.run(
+            [*COMMAND, *map(str, words)], env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        shown, *_, line = done.stdout.decode(encoding).splitlines()
+        assert "\x1b" not in shown and r"\x1b[2Jcleared" in shown and r"caf\udce9" in shown
+        top = json.loads(line)["predictions"][0]["top"]
+        assert {entry["label"] for entry in top} == {*names, *"56789"}
+
+
+def test_json_has_no_nan():
+    assert finite({"a": [1.5, float("nan")], "b": (float("-inf"), "NaN")}) == {
+        "a": [1.5, None], "b": [None, "NaN"],
+    }  # fmt: skip
+
+
 # Nets and conversions
 
 
@@ -260,6 +285,19 @@ def test_a_dry_conversion_shows_every_tensor_and_writes_nothing(trained, tmp_pat
     assert keys["blocks.0.attention.qkv.weight"]["written"] == "blocks.0.attn.qkv.weight"
     assert "blocks.1.mlp.fc2.bias" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_from_npz_to_npz_each_of_q_k_and_v_goes_into_its_own(trained, tmp_path):
+    convert(trained, tmp_path / "a.npz")
+    rows = convert(tmp_path / "a.npz", tmp_path / "b.npz", dry_run=True)["keys"]
+    assert all((row.read, row.read_shape) == (row.written, row.written_shape) for row in rows)
+    assert len(rows) == len(np.load(tmp_path / "a.npz"))
+
+
+def test_where_one_is_there_is_no_place_for_a_checkpoint(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(trained), "."]) == 2
+    assert "is the current folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

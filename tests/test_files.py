@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import vitkit.files as module
+from vitkit.errors import UsageError
 from vitkit.files import whole_folder, write_whole
 
 
@@ -51,6 +52,24 @@ def test_an_error_in_the_block_leaves_the_older_folder_and_nothing_else(tmp_path
         interrupted()
     assert (tmp_path / "x" / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["x"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    write(tmp_path / "there", "old")
+    (tmp_path / "x").symlink_to(tmp_path / "there", target_is_directory=True)
+    write(tmp_path / "x", "new")
+    assert (tmp_path / "x").is_symlink()
+    assert (tmp_path / "there" / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["there", "x"]
+
+
+@pytest.mark.parametrize("path", [".", "..", "../y", ""])
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, path):
+    (tmp_path / "y").mkdir()
+    monkeypatch.chdir(tmp_path / "y")
+    with pytest.raises(UsageError, match="is the current folder, or above it"):
+        write(Path(path), "new")
+    assert names(tmp_path) == ["y"]
 
 
 def test_an_error_between_the_renames_puts_the_older_folder_back(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import sys
 import traceback
@@ -182,7 +184,7 @@ def convert(argv: list[str]) -> Any:
 def say_assumed(model: Any) -> None:
     """What the checkpoint itself did not say, where results will be seen."""
     for sentence in model.provenance.get("assumed", []):
-        print(f"assumed: {sentence}", file=sys.stderr)
+        print(f"assumed: {printable(sentence)}", file=sys.stderr)
 
 
 def shape(sizes: tuple[int, ...]) -> str:
@@ -303,13 +305,16 @@ def predict(argv: list[str]) -> Any:
     else:
         for p in predictions:
             top = ", ".join(f"{name} {share:.1%}" for name, share in p.top)
-            print(f"{p.image}: {top or f'error: {p.error}'}")
+            print(printable(f"{p.image}: {top or f'error: {p.error}'}"))
     if failed == len(predictions):
         raise VitkitError(f"none of the {failed} images could be read; the first: "
                           f"{predictions[0].image}: {predictions[0].error}")  # fmt: skip
     print(f"Next: vitkit evaluate {words.checkpoint} DATA")
-    rows = [{"image": p.image, "label": p.label, "probability": p.probability, "error": p.error}
-            for p in predictions]  # fmt: skip
+    rows = [
+        {"image": p.image, "label": p.label, "probability": p.probability, "error": p.error,
+         "top": [{"label": name, "probability": share} for name, share in p.top]}
+        for p in predictions
+    ]  # fmt: skip
     return words, {"predictions": rows}
 
 
@@ -330,6 +335,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP's threads spin while they wait, which makes a step many times slower as soon as
     # another process wants a core (docs/performance.md). It reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files and classes may be no UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(HELP, end="")
@@ -339,7 +347,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         parsed, result = VERBS[named("verb", words[0], VERBS)](rewritten(words)[1:])
         if parsed.json:
-            print(json.dumps(result, ensure_ascii=False))
+            utf8 = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+            print(json.dumps(finite(result), ensure_ascii=not utf8))
         return 0
     except KeyboardInterrupt:
         return complain("stopped by Ctrl-C", 130)
@@ -356,10 +365,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(text, 1, "--debug" in words)
 
 
+def printable(text: str) -> str:
+    """Without what would command a terminal: names of files and classes come from anywhere."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def finite(value: Any) -> Any:
+    """Of what becomes JSON: None in place of NaN and infinities, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def complain(error: object, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"vitkit: {error}", file=sys.stderr)
+    print(f"vitkit: {printable(str(error))}", file=sys.stderr)
     return code
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitkit.errors import UsageError
+
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
@@ -16,8 +18,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Every file is fsynced, then the folder takes the place of an older one by renames, and the
     parent is fsynced: after a crash at any time `path` is the old folder, the new one or absent.
-    After an error it is the old one.
+    After an error it is the old one. Where `path` is a link, all this is done where it leads.
+    UsageError for the current folder and those above it, which cannot be replaced.
     """
+    path = path.resolve()
+    if Path.cwd().is_relative_to(path):
+        raise UsageError(f"{path}: is the current folder, or above it; choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     fresh.mkdir()
@@ -41,19 +47,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is the old one or the new one, never a part; text as UTF-8."""
-    data = content.encode() if isinstance(content, str) else content
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; when the block has ended well it takes the place of `path` by a rename.
+
+    The file is fsynced before, the folder after: after a crash `path` is the old file or the new.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        fresh.write_bytes(data)
+        yield fresh
         sync(fresh)
         fresh.replace(path)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is the old one or the new one, never a part; text as UTF-8."""
+    with whole_file(path) as fresh:
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync(path: Path) -> None:

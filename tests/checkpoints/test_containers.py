@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import vitkit.checkpoints.containers as module
+from vitkit import files
 from vitkit.checkpoints.containers import (
     Tensors,
     read,
@@ -534,7 +534,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, s
     def fail(_: Path) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(module, "sync", fail)
+    monkeypatch.setattr(files, "sync", fail)
     message = rf"{re.escape(str(path))}: cannot be written: the disk is full"
     with pytest.raises(CheckpointError, match=message):
         write_tensors(path, weights(1))

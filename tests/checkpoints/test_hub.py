@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from huggingface_hub import constants
 
+from vitkit import files
 from vitkit.checkpoints import hub
 from vitkit.checkpoints.hub import fetch, is_remote
 from vitkit.checkpoints.problems import CheckpointError
@@ -253,7 +254,7 @@ def test_an_interrupted_download_leaves_nothing(server, cache, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub, "sync", interrupted)
+    monkeypatch.setattr(files, "sync", interrupted)
     name = publish_row(monkeypatch, server.publish("/a.npz", WEIGHTS))
     with pytest.raises(KeyboardInterrupt):
         fetch(name)

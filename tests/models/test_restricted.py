@@ -357,3 +357,8 @@ def test_attention_on_a_grid_that_does_not_fit_is_refused():
     q, k, v = random_qkv(15)
     with pytest.raises(ValueError, match="'window:2' does not divide the grid of 3x5"):
         attend_within(q, k, v, parse_pattern("window:2"), (3, 5), prefix=0)
+
+
+def test_a_grid_as_large_as_only_a_hostile_file_asks_for_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"'window:7' does not divide the grid of 68719476736x"):
+        parse_pattern("window:7").check((2**36, 2**36))

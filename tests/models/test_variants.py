@@ -1,5 +1,7 @@
 """Every named net: its parameters to the digit, its FLOPs, and errors that name the nearest."""
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -234,3 +236,32 @@ def test_a_name_near_to_none_is_refused_with_all_that_there_are():
 def test_a_size_that_cannot_be_is_refused_by_an_error_that_names_net_size_and_nearest():
     with pytest.raises(UsageError, match=r"^ViT-B/16: .*\b217x217\b.*\b16\b.*\b224x224\b"):
         build("ViT-B/16", image_size=217)
+
+
+# Values of another type
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("ViT-Ti/16", {"width": "64"}, "width is '64'; it must be a whole number"),
+        ("ViT-Ti/16", {"heads": 2.0}, "heads is 2.0; it must be a whole number"),
+        ("ViT-Ti/16", {"registers": 1.5}, "registers is 1.5; it must be a whole number"),
+        ("ViT-Ti/16", {"stem": 3}, "stem is 3; it must be of type tuple"),
+        ("ViT-Ti/16", {"norm_eps": math.nan}, "norm_eps is nan; it must be a finite number"),
+        (
+            "ViT-Ti/16",
+            {"distillation_token": 1},
+            "distillation_token is 1; it must be",
+        ),
+        ("BiT-R50x1", {"width_factor": True}, "width_factor is True; it must be a whole number"),
+        ("BiT-R50x1", {"units": 3}, "units is 3; it must be of type tuple"),
+        ("T2T-ViT-14", {"depth": None}, "depth is None; it must be a whole number"),
+        ("AxialResNet-50-S", {"heads": "8"}, "heads is '8'; it must be a whole number"),
+        ("EfficientNet-B0", {"dropout": "no"}, "dropout is 'no'; it must be a finite number"),
+        ("EfficientNet-B0", {"image_size": 224.5}, "image_size is 224.5; it must be a height"),
+    ],
+)
+def test_a_value_of_another_type_is_named(name, options, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        config(name, **options)

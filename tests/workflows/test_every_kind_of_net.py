@@ -87,3 +87,12 @@ def test_a_net_whose_positions_are_for_one_size_says_so(few_digits, tmp_path):
     model = Model(net, ["a", "b"], Preprocessing.direct((32, 32)))
     with pytest.raises(UsageError, match="learned for one image size"):
         vitkit.finetune(few_digits, model, out=tmp_path / "run", steps=1, image_size=64, **FAST)
+
+
+@pytest.mark.parametrize("name", ["EfficientNet-B0", "AxialResNet-50-S"])
+def test_batch_norms_that_would_see_one_image_are_refused_before_anything_is_made(
+    name, few_digits, tmp_path
+):
+    options = FAST | {"model": name, "image_size": 32, "steps": 1, "batch_size": 3}
+    with pytest.raises(UsageError, match=r"batch norms.*a batch of 3 in 2 part\(s\) leaves one"):
+        vitkit.pretrain(few_digits, out=tmp_path / "run", accumulation=2, **options)

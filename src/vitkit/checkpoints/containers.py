@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from vitkit.checkpoints.archives import explained, open_zip
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.safetensors_files import read_safetensors, without_repeats
 from vitkit.checkpoints.torch_files import read_torch
-from vitkit.files import sync
+from vitkit.files import whole_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -210,24 +208,6 @@ def write_tensors(
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         what = (str(cause) or type(cause).__name__).split("\n")[0]
         raise CheckpointError(f"{path}: cannot be written: {what}") from error
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; when the block has ended well it takes the place of `path` by a rename.
-
-    The file is fsynced before, the folder after: after a crash `path` is the old file or the new.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield fresh
-        sync(fresh)
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
 
 
 def separate(tensors: Mapping[str, torch.Tensor]) -> Tensors:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vitkit.checkpoints import keymaps
-from vitkit.checkpoints.bundle import Bundle, fits, net_from_state
+from vitkit.checkpoints.bundle import Bundle, net_from_state
 from vitkit.checkpoints.containers import read, weights_in, write_tensors
 from vitkit.checkpoints.formats import (
     FORMATS,
@@ -36,6 +36,7 @@ from vitkit.errors import UsageError, named
 from vitkit.files import whole_folder
 from vitkit.models.nets import Net
 from vitkit.models.vit_config import ViTConfig
+from vitkit.values import fits
 
 WEIGHT_FILES = (".safetensors", ".pth", ".bin")
 

@@ -14,9 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import urlsplit
@@ -24,7 +22,7 @@ from urllib.parse import urlsplit
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.published import PUBLISHED, row_of
 from vitkit.errors import UsageError, named
-from vitkit.files import sync
+from vitkit.files import whole_file
 
 TIMEOUT = 30  # seconds without a byte
 HUB_TIMEOUT = 10  # the same for questions to the Hub, huggingface_hub's own
@@ -246,14 +244,14 @@ def download(url: str) -> Path:
     target = cache_folder().joinpath(urlsplit(url).hostname or "", urlsplit(url).path.lstrip("/"))
     if target.is_file():
         return target
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     request = urllib.request.Request(url, headers={"User-Agent": "vitkit"})
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file, urllib.request.urlopen(request, timeout=TIMEOUT) as body:
+        with (
+            whole_file(target) as partial,
+            partial.open("wb") as file,
+            urllib.request.urlopen(request, timeout=TIMEOUT) as body,
+        ):
             receive(body, file, url)
-        sync(partial)
-        partial.replace(target)
     except urllib.error.HTTPError as error:
         raise CheckpointError(
             f"{url}: the server answers {error.code} {error.reason}; try later, or download the "
@@ -269,9 +267,6 @@ def download(url: str) -> Path:
             f"{target}: cannot be written ({error.strerror or error}); VITKIT_CACHE names another "
             "folder for downloads"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return target
 
 

@@ -8,12 +8,12 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from vitkit.checkpoints.bundle import fits
 from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.formats import Format
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.published import IMAGENET
 from vitkit.data.transforms import HALF
+from vitkit.values import fits
 
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_tanh": "tanh"}
 POOLINGS = {"token": "token", "avg": "mean", "map": "map"}  # timm's names

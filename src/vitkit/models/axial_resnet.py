@@ -9,12 +9,13 @@ column of the feature map, and L the number of lines in a batch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vitkit.values import settle
 
 DOWN, ACROSS = 2, 3  # dimensions of (B, C, H, W)
 
@@ -34,8 +35,7 @@ class AxialResNetConfig:
     head_bias: float = 0.0  # initial bias of the head
 
     def __post_init__(self) -> None:
-        for name in ("units", "image_size"):  # lists from JSON, say
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        settle(self)
         for name in ("width", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -45,13 +45,11 @@ class AxialResNetConfig:
             raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
         if self.classes < 0:
             raise ValueError(f"classes is {self.classes}; it must be at least 0")
-        if len(self.image_size) != 2 or any(x < 1 or x % self.stride for x in self.image_size):
+        if any(x < 1 or x % self.stride for x in self.image_size):
             raise ValueError(
                 f"image size {'x'.join(map(str, self.image_size))} is not a height and a width "
                 f"that are multiples of {self.stride} pixels, the stride of the net"
             )
-        if not math.isfinite(self.head_bias):
-            raise ValueError(f"head_bias is {self.head_bias}; it must be a finite number")
 
     @property
     def stride(self) -> int:

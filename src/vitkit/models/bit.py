@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vitkit.models.initialise import lecun_normal_
 from vitkit.models.std_conv import StdConv2d, check_epsilons
+from vitkit.values import settle
 
 GROUPS = 32  # of every norm
 
@@ -39,8 +40,7 @@ class BiTConfig:
     group_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("units", "image_size"):  # lists from JSON, say
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        settle(self)
         if min(self.units, default=0) < 1:
             raise ValueError(f"units is {self.units}; it is the number of units of each stage")
         for name in ("width_factor", "root_width"):
@@ -53,10 +53,8 @@ class BiTConfig:
             )
         if self.classes < 0:
             raise ValueError(f"classes is {self.classes}; it must be at least 0")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
+        if min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}; it is a height and a width, pixels")
-        if not math.isfinite(self.head_bias):
-            raise ValueError(f"head_bias is {self.head_bias}; it must be a finite number")
         check_epsilons(self.variance_eps, self.std_eps)
         if not 0 < self.group_norm_eps < math.inf:
             raise ValueError(f"group_norm_eps is {self.group_norm_eps}; it must be above 0")

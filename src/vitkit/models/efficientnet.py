@@ -5,11 +5,12 @@ Shapes: B images, H x W pixels (any), D width of the features (1280 for B0), K c
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+
+from vitkit.values import settle
 
 # The side in pixels that each was made for: EfficientNetBuilder's params_dict, the original code.
 USUAL_IMAGE_SIZES = {
@@ -32,21 +33,19 @@ class EfficientNetConfig:
     head_bias: float = 0.0  # initial bias of the head
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))  # a list from JSON, say
+        settle(self)
         if self.size not in USUAL_IMAGE_SIZES:
             raise ValueError(
                 f"size {self.size!r} is not known; choose one of {', '.join(USUAL_IMAGE_SIZES)}"
             )
         if self.classes < 0:
             raise ValueError(f"classes is {self.classes}; it must be at least 0")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
+        if min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}; it is a height and a width, pixels")
         for name in ("dropout", "stochastic_depth"):
             share = getattr(self, name)
             if share is not None and not 0 <= share < 1:
                 raise ValueError(f"{name} is {share}; it must be in [0, 1)")
-        if not math.isfinite(self.head_bias):
-            raise ValueError(f"head_bias is {self.head_bias}; it must be a finite number")
 
 
 class EfficientNet(nn.Module):

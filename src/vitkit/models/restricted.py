@@ -27,6 +27,7 @@ from vitkit.models.attend import attend
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+MOST_LISTED = 4096  # patches along a side whose divisors an error lists
 SIZED = re.compile(r"(window|stride|neighborhood):([1-9][0-9]*)(?:x([1-9][0-9]*))?")
 
 
@@ -68,10 +69,13 @@ class Pattern:
         if not self.tiles:
             return
         if any(side % part for side, part in zip(grid, self.blocks(grid), strict=True)):
-            down, across = (", ".join(map(str, divisors(side))) for side in grid)
+            known = ""
+            if max(grid) <= MOST_LISTED:
+                down, across = (", ".join(map(str, divisors(side))) for side in grid)
+                known = f"; what divides it: {down} down and {across} across"
             raise ValueError(
                 f"attention pattern '{self}' does not divide the grid of {grid[0]}x{grid[1]} "
-                f"patches; what divides it: {down} down and {across} across"
+                f"patches{known}"
             )
 
 

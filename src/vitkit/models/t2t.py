@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vitkit.models.attend import attend
 from vitkit.models.vit_config import nearest
+from vitkit.values import settle
 
 NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which the authors' code leaves as it is
 CELL = 16  # pixels along the side of a token: the strides 4, 2 and 2
@@ -48,7 +49,7 @@ class T2TConfig:
     head_bias: float = 0.0  # initial bias of the head
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))  # a list from JSON, say
+        settle(self)
         least = {"width": 1, "depth": 1, "heads": 1, "mlp_width": 1, "token_dim": 2, "classes": 0}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
@@ -68,8 +69,6 @@ class T2TConfig:
         for name in ("dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if not math.isfinite(self.head_bias):
-            raise ValueError(f"head_bias is {self.head_bias}; it must be a finite number")
 
     @property
     def grid(self) -> tuple[int, int]:

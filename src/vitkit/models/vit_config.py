@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vitkit.models.resnet_stem import GROUPS
 from vitkit.models.restricted import parse_pattern
 from vitkit.models.std_conv import check_epsilons
+from vitkit.values import settle
 
 NORM_EPS = 1e-6  # flax.linen.LayerNorm's default, which the authors' models_vit.py uses
 
@@ -57,17 +57,14 @@ class ViTConfig:
     def __post_init__(self) -> None:
         if isinstance(self.attention, str):
             object.__setattr__(self, "attention", (self.attention,))
-        for name in ("image_size", "attention", "stem"):  # lists from JSON, say
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        settle(self)
         self.check_numbers()
         self.check_choices()
         self.check_combinations()
 
     def check_numbers(self) -> None:
-        sides = self.image_size
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise ValueError(f"image_size is {sides}; it is a height and a width in whole pixels")
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size}; it is a height and a width, pixels")
         for name in ("patch", "width", "depth", "heads", "mlp_width", "stem_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -85,13 +82,9 @@ class ViTConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
         for name in ("norm_eps", "stem_norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
+            if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         check_epsilons(self.stem_variance_eps, self.stem_std_eps)
-        for name in ("head_bias", "layer_scale"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; it must be a finite number")
         if self.stem is not None and (min(self.stem, default=1) < 1 or len(self.stem) > 8):
             raise ValueError(f"stem is {self.stem}; it is the number of units of each stage")
         if self.stem is not None and self.stem_width % GROUPS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,13 @@ def joined(read: list[Piece], written: list[Piece]) -> list[KeyRow]:
     by_name: dict[str, list[Piece]] = {}
     for piece in read:
         by_name.setdefault(piece.ours, []).append(piece)
+    targets: dict[str, list[Piece]] = {}
+    for piece in written:
+        targets.setdefault(piece.ours, []).append(piece)
     rows = []
-    for target in written:
-        for source in by_name.get(target.ours, [Piece("", (), target.ours)]):
-            rows.append(KeyRow(*source, target.theirs, target.shape))
+    for ours, parts in targets.items():
+        sources = by_name.get(ours, [Piece("", (), ours)])
+        alike = len(sources) == len(parts)  # q, k and v in both: each goes into its own
+        pairs = zip(sources, parts, strict=True) if alike else product(sources, parts)
+        rows += [KeyRow(*source, part.theirs, part.shape) for source, part in pairs]
     return rows

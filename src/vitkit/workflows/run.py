@@ -18,7 +18,7 @@ from vitkit.data.transforms import Preprocessing, TrainTransform
 from vitkit.errors import UsageError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
-from vitkit.models.nets import Net, NetConfig
+from vitkit.models.nets import Net, NetConfig, make_meta
 from vitkit.prediction.model import Model, load
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
@@ -143,6 +143,7 @@ def choose_setup(
     recorded: dict[str, Any],
 ) -> Setup:
     """Device, precision and threads by a look at the machine, or as a resumed run recorded them."""
+    check_parts(net, config)
     place = choose_device(device)
     precision = choose_precision(config.precision, place)
     step_flops = 3 * cost.flops(net) * config.batch_size  # backward costs two forward passes
@@ -151,6 +152,18 @@ def choose_setup(
         precision = Precision(recorded["precision"], "as the run was started")
         threads = recorded["torch_threads"]
     return Setup(config, 1, place, precision, threads, preprocessing)
+
+
+def check_parts(net: NetConfig, config: TrainConfig) -> None:
+    """UsageError where a net with batch norms would see a part of a batch that is one image."""
+    parts = torch.empty(config.batch_size).chunk(config.accumulation)  # as the loop takes them
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in make_meta(net).modules())
+    if normed and len(parts[-1]) == 1:
+        raise UsageError(
+            f"{config.model} has batch norms, which cannot train on a single image: a batch of "
+            f"{config.batch_size} in {config.accumulation} part(s) leaves one; give a larger "
+            "--batch-size, or one that --accumulation divides"
+        )
 
 
 def predictor(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
