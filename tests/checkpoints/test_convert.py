@@ -4,6 +4,7 @@ That the libraries themselves read it and compute the same is in tests/parity.
 """
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -620,3 +621,13 @@ def test_an_epsilon_that_only_a_flat_image_shows_is_seen(tmp_path):
     written = replace(bundle(vit(norm_eps=1e-12, pooling="mean")), net=net)
     with pytest.raises(CheckpointError, match=r"norm_eps 1e-12 \(here\) and 1e-06"):
         write_foreign(written, tmp_path / "net", "timm")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_said(tmp_path, value):
+    written = bundle(vit())
+    with torch.no_grad():
+        written.net.get_parameter("blocks.1.mlp.dense1.weight")[3, 4] = value
+    write_foreign(written, tmp_path / "net", "timm")
+    assumed = read_foreign(tmp_path / "net").provenance["assumed"]
+    assert "NaN or infinity in blocks.1.mlp.fc1.weight" in assumed

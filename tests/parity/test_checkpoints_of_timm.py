@@ -278,6 +278,13 @@ def test_the_heads_of_a_shallow_huge_are_those_of_a_huge(room):
     assert_close(net(images), peer(images))
 
 
+def test_nets_without_biases_of_q_k_and_v_are_read(room):
+    peer = made("vit_tiny_patch16_224", depth=2, qkv_bias=False)
+    net = vitkit.load(saved(peer.state_dict(), room / "a.pth")).net
+    images = images_for(net)
+    assert_close(net(images), peer(images))
+
+
 def test_names_that_describe_the_labels_are_taken(room):
     peer = made("vit_tiny_patch16_224", num_classes=2)
     config = {

@@ -282,6 +282,14 @@ def test_processors_as_old_files_have_them_are_read(room):
         assert preprocessing.mean == (0.485, 0.456, 0.406)
 
 
+def test_nets_without_biases_of_q_k_and_v_are_read(room):
+    peer = made("ViTForImageClassification", **TI16, num_hidden_layers=2, qkv_bias=False)
+    peer.save_pretrained(room)
+    net = vitkit.load(room).net
+    images = images_for(net)
+    assert_close(net(images), peer(pixel_values=images).logits)
+
+
 def test_class_names_come_from_id2label_and_go_there(room):
     labels = {0: "cat", 1: "café", 2: "ant"}
     options = {**TI16, "num_labels": 3, "id2label": labels, "label2id": {}}

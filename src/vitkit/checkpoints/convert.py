@@ -71,6 +71,8 @@ def read_with_keys(path: Path) -> Reading:
     ours, file_names = mapped.tensors, FileNames(mapped.pieces, form.table)
     if form.name == "hf" or "head.weight" in ours:
         fold_lone_distillation(ours)
+    if not any(name.endswith(".attention.qkv.bias") for name in ours):
+        add_zero_biases(ours)
     config = infer_config(form, ours, file_names, said, source, notes)
     if isinstance(config, ViTConfig):
         settle_positions(ours, config)
@@ -164,6 +166,13 @@ def not_finite(tensors: Tensors, names: FileNames) -> list[str]:
         and not torch.stack(tensor.aminmax()).isfinite().all()
     ]  # fmt: skip
     return [f"NaN or infinity in {some(bad, 3)}"] if bad else []
+
+
+def add_zero_biases(tensors: Tensors) -> None:
+    """Of q, k and v, for nets that were made without them (qkv_bias=False); zeros add nothing."""
+    for name, weight in list(tensors.items()):
+        if name.endswith(".attention.qkv.weight"):
+            tensors[f"{name.removesuffix('weight')}bias"] = torch.zeros(weight.shape[0])
 
 
 def default_names(classes: int, notes: list[str]) -> list[str]:
