@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import vitkit
-from vitkit.cli import VERBS, finite, main
+from vitkit.cli import VERBS, main
+from vitkit.terminal import finite
 from vitkit.workflows.convert import convert
 
 COMMAND = [sys.executable, "-m", "vitkit"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import sys
 import traceback
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitkit import __version__, recipes
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, VitkitError, named
+from vitkit.terminal import finite, print_columns, printable
 from vitkit.training.config import to_json
 from vitkit.words import (
     Convert,
@@ -135,20 +135,6 @@ def published(words: Models) -> Any:
     return words, {"published": rows}
 
 
-def print_columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
-) -> None:
-    """A table in plain lines, each as long as it must be: names are there to be copied."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
-
-
 def convert(argv: list[str]) -> Any:
     words = parse(Convert(), "convert", argv)
     require(words.checkpoint, "convert", "IN, a checkpoint of any known format")
@@ -170,7 +156,7 @@ def convert(argv: list[str]) -> Any:
         )
     for kind in ("assumed", "lost"):
         for sentence in result[kind]:
-            print(f"{kind}: {sentence}")
+            print(printable(f"{kind}: {sentence}"))
     print(f"{result['model']} from {result['from']}: {len(keys)} tensors in "
           f"{result['seconds']:.1f} seconds")  # fmt: skip
     if words.dry_run:
@@ -363,22 +349,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = f"unexpected {type(error).__name__}: {error}; --debug shows the trace"
         return complain(text, 1, "--debug" in words)
-
-
-def printable(text: str) -> str:
-    """Without what would command a terminal: names of files and classes come from anywhere."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
-def finite(value: Any) -> Any:
-    """Of what becomes JSON: None in place of NaN and infinities, which JSON has not."""
-    if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def complain(error: object, code: int, debug: bool = False) -> int:
