@@ -19,7 +19,7 @@ import torch
 from vitkit.checkpoints.archives import explained
 
 HEADER_AT_MOST = 2 << 20  # bytes; it has 130 for a tensor
-CHUNK = 1 << 18  # bytes that are read and hashed at once, while they are in the processor's cache
+CHUNK = 1 << 18  # bytes that are read and hashed at once
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
