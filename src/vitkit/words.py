@@ -13,8 +13,15 @@ import tyro
 from vitkit.errors import UsageError, named
 from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, override
 
+
+def shown(metavar: str, **more: Any) -> Any:
+    """An argument whose help shows no default: there is none, or the words tell it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **more)
+
+
 Device = Annotated[str, tyro.conf.arg(metavar="{auto,cpu,cuda,mps}")]
-Data = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA...")]
+Text = Annotated[str | None, shown("STR")]
+Data = Annotated[tuple[str, ...], tyro.conf.Positional, shown("DATA...")]
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Demo(Computing):
 class Models(Common):
     """Every net: parameters, GFLOPs of one image, where weights are published."""
 
-    image_size: int | None = None
+    image_size: Annotated[int | None, shown("INT")] = None
     """Side in pixels; by default the one that each net is usually used at."""
     published: bool = False
     """List published weights instead, by the names that every verb takes as a CHECKPOINT."""
@@ -55,15 +62,15 @@ class Models(Common):
 class Convert(Common):
     """Write a checkpoint of any known format in another one; docs/checkpoints.md lists them."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")] = ""
+    checkpoint: Annotated[str, tyro.conf.Positional, shown("IN")] = ""
     """A bundle, a run, a file (.npz, .safetensors, .pth, .bin), a folder, or hf:owner/name."""
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
+    out: Annotated[str, tyro.conf.Positional, shown("OUT")] = ""
     """A folder (bundle, timm, hf), or a file (.npz, .safetensors, .pth)."""
-    to: Literal["bundle", "npz", "timm", "hf", "torchvision"] | None = None
+    to: Annotated[str | None, shown("{bundle,npz,timm,hf,torchvision}")] = None
     """The format to write; by default npz for OUT in .npz, else a bundle."""
     their_constants: bool = False
     """Accept that the other library computes with other epsilons or another GELU."""
-    revision: str | None = None
+    revision: Text = None
     """Of hf:owner/name, a branch, tag or commit."""
     dry_run: bool = False
     """Print where every tensor goes, and write nothing."""
@@ -76,9 +83,9 @@ class Pretrain(Computing):
 
     data: Data = ()
     """A folder, parquet files, or 'digits'."""
-    out: str | None = None
+    out: Text = None
     """The run directory; by default runs/pretrain. A number is added where it is in use."""
-    resume: str | None = None
+    resume: Text = None
     """auto: go on from the newest state of --out; or a run directory."""
     dry_run: bool = False
     """Print the resolved config and the plan, and stop."""
@@ -89,7 +96,9 @@ class Pretrain(Computing):
 class Finetune(Pretrain):
     """Train a checkpoint on other classes, at another resolution if wanted."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(name="from", metavar="CHECKPOINT")] = ""
+    out: Text = None
+    """The run directory; by default runs/finetune. A number is added where it is in use."""
+    checkpoint: Annotated[str, shown("CHECKPOINT", name="from")] = ""
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
 
 
@@ -97,7 +106,7 @@ class Finetune(Pretrain):
 class Evaluate(Computing):
     """Evaluate a checkpoint on DATA's test images, else those to validate on, else all."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
+    checkpoint: Annotated[str, tyro.conf.Positional, shown("CHECKPOINT")] = ""
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     data: Data = ()
     """A folder, parquet files, or 'digits'."""
@@ -113,13 +122,15 @@ class Evaluate(Computing):
 class Predict(Computing):
     """Predict the classes of images."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
+    checkpoint: Annotated[str, tyro.conf.Positional, shown("CHECKPOINT")] = ""
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     images: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")
+        tuple[str, ...],
+        tyro.conf.Positional,
+        shown("IMAGES..."),
     ] = ()
     """Files and folders."""
-    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: Annotated[str | None, shown("STR", aliases=["-o"])] = None
     """Write a table: out.csv, out.json or out.parquet. Without it, print one."""
     top: int = 5
     """How many of the likeliest classes to give."""
