@@ -14,7 +14,9 @@ LARGEST_FLOAT = 3.4028234663852886e38  # that float32 holds
 
 
 def settle(config: Any) -> None:
-    """For `__post_init__`: lists become tuples; ValueError for a value of another type.
+    """For `__post_init__`: lists become tuples, whole numbers floats where the field is one.
+
+    ValueError for a value of another type.
 
     Choices (Literal) are left to the dataclass, which knows what to say.
     """
@@ -25,6 +27,8 @@ def settle(config: Any) -> None:
             raise ValueError(f"{field.name} is {reprlib.repr(value)}; it must be {wanted}")
         if isinstance(value, list):
             object.__setattr__(config, field.name, tuple(value))
+        if type(value) is int and kind in (float, float | None):  # torch takes no large ones
+            object.__setattr__(config, field.name, float(value))
 
 
 @cache

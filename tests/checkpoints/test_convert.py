@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from vitkit.checkpoints.bundle import Bundle
 from vitkit.checkpoints.containers import read_tensors, write_tensors
 from vitkit.checkpoints.convert import read_foreign, read_with_keys, write_foreign
 from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.published import PUBLISHED
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError
 from vitkit.models.bit import BiTConfig
@@ -138,6 +140,7 @@ PREPARED = {
         (40, 40), "shorter-side", 44, "bicubic", antialias=True, mean=(0.1, 0.2, 0.3)
     ),
     "squash, then crop": Preprocessing((40, 40), resize_to=(48, 48), antialias=True),
+    "squash": Preprocessing((40, 40), antialias=True, interpolation="bicubic"),
     "area": Preprocessing((40, 40), "shorter-side", 50, "area", antialias=True),
     # timm keeps 40 / 53, and rounds 40 over that down: to 52, unless it is told otherwise
     "rounded": Preprocessing((40, 40), "shorter-side", 53, antialias=True),
@@ -362,6 +365,7 @@ def test_a_head_of_zeros_hides_no_difference(tmp_path):
 
 PLAIN = Preprocessing((32, 32))
 ALIASED = "that images are resized without antialias"
+OBLONG = {"image_size": (32, 48)}
 LOST = [  # (format, file, config, preprocessing, the beginnings of what is said)
     ("timm", "net", vit(), None, []),
     ("hf", "net", vit(), None, []),
@@ -375,8 +379,17 @@ LOST = [  # (format, file, config, preprocessing, the beginnings of what is said
     ("torchvision", "net.pth", vit(width=48, heads=3), None,
      ["class names", "preprocessing", "the number of heads, 3"]),
     ("npz", "net.npz", vit(**TANH, heads=4), PLAIN, ["class names", "preprocessing"]),
-    ("torchvision", "net.pth", EfficientNetConfig("B0", classes=5), None,
-     ["class names", "preprocessing", "the image size, 224x224"]),
+    ("torchvision", "net.pth", EfficientNetConfig("B0", classes=5, stochastic_depth=0.5), None,
+     ["class names", "preprocessing", "stochastic_depth 0.5", "the image size, 224x224"]),
+    ("torchvision", "net.pth", vit(classes=0), None, ["class names", "preprocessing", "a head"]),
+    ("timm", "net.pth", vit(**OBLONG), None,
+     ["class names", "preprocessing", "the image size, 32x48"]),
+    ("timm", "net", vit(**OBLONG), None, []),
+    ("timm", "net", vit(**OBLONG), Preprocessing((32, 48), "shorter-side", 48, antialias=True),
+     ["how images are prepared: shorter side to 48 (bilinear), its middle 32x48"]),
+    ("timm", "net", vit(), Preprocessing((32, 32), resize_to=(40, 50), antialias=True),
+     ["how images are prepared: image to 40x50"]),
+    ("hf", "net", vit(), Preprocessing((32, 32), resize_to=(40, 50), antialias=True), []),
 ]  # fmt: skip
 
 
@@ -631,3 +644,35 @@ def test_weights_that_are_not_finite_are_said(tmp_path, value):
     write_foreign(written, tmp_path / "net", "timm")
     assumed = read_foreign(tmp_path / "net").provenance["assumed"]
     assert "NaN or infinity in blocks.1.mlp.fc1.weight" in assumed
+
+
+@pytest.mark.parametrize("to", ["bundle", "timm", "hf"])
+@pytest.mark.parametrize("name", ["net.pt", "net.ckpt", "net.PTH", "net.NPZ", "net.tar"])
+def test_a_folder_does_not_get_the_name_of_a_file_of_weights(tmp_path, to, name):
+    Model(*astuple(bundle(vit()))).save(tmp_path / "bundle")
+    with pytest.raises(UsageError, match=r"written are \.npz, \.safetensors, \.pth and \.bin"):
+        convert_any(tmp_path / "bundle", tmp_path / name, to)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("name", "net"),
+    [
+        ("bit-s-r50x1", BiTConfig((1, 1, 1, 1), classes=1000, image_size=(64, 64))),
+        ("torchvision-vit-l16", vit(classes=1000, image_size=(224, 224), patch=32)),
+    ],
+)
+def test_published_weights_are_converted_as_they_are_loaded(tmp_path, monkeypatch, name, net):
+    """By their name the preprocessing is known, and with it the size of BiT's images."""
+    monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "cache"))
+    url = urlsplit(PUBLISHED[name].where)
+    file = tmp_path / "cache" / (url.hostname or "") / url.path.lstrip("/")
+    to = "npz" if file.suffix == ".npz" else "torchvision"
+    write_foreign(bundle(net), file, to)
+    loaded = vitkit.load(name)
+    made = convert_any(name, tmp_path / "bundle")
+    converted = vitkit.load(tmp_path / "bundle")
+    assert loaded.preprocessing == converted.preprocessing == PUBLISHED[name].preprocessing
+    assert loaded.net.config.image_size == converted.net.config.image_size == (224, 224)
+    for assumed in (loaded.provenance["assumed"], made["assumed"]):
+        assert not any("preprocessing" in said or "480" in said for said in assumed)

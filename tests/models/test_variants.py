@@ -265,3 +265,8 @@ def test_a_size_that_cannot_be_is_refused_by_an_error_that_names_net_size_and_ne
 def test_a_value_of_another_type_is_named(name, options, says):
     with pytest.raises(UsageError, match=re.escape(says)):
         config(name, **options)
+
+
+def test_a_whole_number_is_a_float_however_large():
+    made = config("ViT-Ti/16", norm_eps=1, layer_scale=2**64)
+    assert (type(made.norm_eps), made.layer_scale) == (float, 2.0**64)

@@ -25,7 +25,7 @@ from vitkit.checkpoints.bundle import Bundle
 from vitkit.checkpoints.convert import write_foreign
 from vitkit.checkpoints.infer import usual_heads
 from vitkit.checkpoints.problems import CheckpointError
-from vitkit.checkpoints.their_json import said_by_timm
+from vitkit.checkpoints.their_json import TIMM_OTHERS, said_by_timm
 from vitkit.models.bit import BiTConfig
 from vitkit.models.vit_config import ViTConfig
 from vitkit.prediction.model import Model
@@ -262,10 +262,29 @@ def test_the_heads_of_every_architecture_are_known_whatever_its_depth(names):
     for name in timm.list_models(module=names[0]):
         net = on_meta(timm.create_model, name)
         heads = next(m.num_heads for m in net.modules() if hasattr(m, "num_heads"))
+        if TIMM_OTHERS.fullmatch(name):
+            continue
         said = said_by_timm({"architecture": name, "global_pool": "token"}).get("heads")
         assert said in (None, heads), name
         unknown += [name] if said is None else []
     assert all(name.startswith("aimv2_") for name in unknown)  # which no net here can be
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_rpn_224", "test_vit3", "vit_small_patch16_rope_ape_224"]
+)
+def test_nets_with_a_vits_tensors_that_compute_otherwise_are_refused_by_their_name(room, name):
+    peer = made(name, depth=1)
+    saved(peer.state_dict(), room / "model.safetensors", config={"architecture": name})
+    with pytest.raises(CheckpointError, match=rf"architecture '{name}', which no net here is"):
+        vitkit.load(room)
+
+
+@pytest.mark.parametrize("parts", [["model"], ["model", "model_ema"]])
+def test_files_of_deit_and_mae_are_prepared_with_the_mean_of_imagenet(room, parts):
+    weights = made("deit_tiny_patch16_224", depth=1).state_dict()
+    saved(dict.fromkeys(parts, weights), room / "deit.pth")
+    assert vitkit.load(room / "deit.pth").preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 def test_the_heads_of_a_shallow_huge_are_those_of_a_huge(room):

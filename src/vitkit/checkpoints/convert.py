@@ -11,7 +11,7 @@ import torch
 
 from vitkit.checkpoints import keymaps
 from vitkit.checkpoints.bundle import Bundle, net_from_state
-from vitkit.checkpoints.containers import read, weights_in, write_tensors
+from vitkit.checkpoints.containers import TORCH_SUFFIXES, read, weights_in, write_tensors
 from vitkit.checkpoints.formats import (
     FORMATS,
     HF_DINOV2,
@@ -32,9 +32,10 @@ from vitkit.checkpoints.published import IMAGENET
 from vitkit.checkpoints.tables import FileNames, Mapped, Piece, Tensors, some, to_ours, to_theirs
 from vitkit.checkpoints.their_json import Said, said_by
 from vitkit.checkpoints.usual import preprocessing_of
+from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, named
 from vitkit.files import whole_folder
-from vitkit.models.nets import Net
+from vitkit.models.nets import Net, resize_net
 from vitkit.models.vit_config import ViTConfig
 from vitkit.values import fits
 
@@ -60,11 +61,14 @@ def read_foreign(path: str | Path) -> Bundle:
     return read_with_keys(Path(path)).bundle
 
 
-def read_with_keys(path: Path) -> Reading:
+def read_with_keys(path: Path, known: Preprocessing | None = None) -> Reading:
+    """`read_foreign`, with keys; `known` is the preprocessing where that is known without it."""
     source, file = str(path), weights_in(path) if path.is_dir() else path
     form, names, theirs, notes = tensors_of(file, source)
     said = said_by(file.parent, form) | said_by_tensors(theirs, form)
-    if form.name == "timm" and notes[:1] == ["taken from 'model'"]:  # DeiT's and MAE's own files
+    if known is not None and form.kind != "ViT":  # whose positions say a size
+        said["image_size"] = known.image_size
+    if form.name == "timm" and notes and "'model'" in notes[0]:  # where DeiT and MAE have them
         said.setdefault("mean_std", IMAGENET)
     mapped = to_ours(theirs, form.table, names, source)
     check_mapped(mapped, names, form, source)
@@ -76,8 +80,12 @@ def read_with_keys(path: Path) -> Reading:
     config = infer_config(form, ours, file_names, said, source, notes)
     if isinstance(config, ViTConfig):
         settle_positions(ours, config)
+    if not config.classes:  # torchvision's head of none
+        ours = {n: t for n, t in ours.items() if n not in ("head.weight", "head.bias")}
     net = net_from_state(config, ours, source, file_names)
-    preprocessing = preprocessing_of(form, config, said, notes)
+    if known is not None and config.image_size != known.image_size:
+        net = resize_net(net, known.image_size)
+    preprocessing = known or preprocessing_of(form, config, said, notes)
     notes += said.get("notes", [])
     notes += not_finite(ours, file_names)
     class_names = said.get("class_names", [])
@@ -236,12 +244,21 @@ def write_foreign(
 
 def is_weights_file(path: Path, to: str) -> bool:
     """Whether the path is a file of weights alone; UsageError where the format has another."""
+    refuse_unwritten(path)
     wanted = {"npz": (".npz",), "torchvision": WEIGHT_FILES}.get(to)
     if wanted and path.suffix not in wanted:
         raise UsageError(f"{path}: --to {to} writes one file; end it in {' or '.join(wanted)}")
     if not wanted and path.suffix == ".npz":
         raise UsageError(f"{path}: --to {to} writes a folder, or a file in .safetensors or .pth")
     return path.suffix in (*WEIGHT_FILES, ".npz")
+
+
+def refuse_unwritten(path: Path) -> None:
+    """UsageError for the name of a file of weights that is none of those written."""
+    if path.suffix.lower() in (".npz", ".safetensors", *TORCH_SUFFIXES) and (
+        path.suffix not in (*WEIGHT_FILES, ".npz")
+    ):
+        raise UsageError(f"{path}: written are .npz, .safetensors, .pth and .bin")
 
 
 def in_their_layout(net: Net, form: Format) -> tuple[Tensors, list[Piece]]:

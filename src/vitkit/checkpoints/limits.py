@@ -19,8 +19,10 @@ from vitkit.checkpoints.formats import (
     Format,
 )
 from vitkit.checkpoints.infer import usual_heads
-from vitkit.checkpoints.peer_json import TIMM_BITS, TIMM_STEMS, dinov2_mlp_ratio
+from vitkit.checkpoints.peer_json import TIMM_BITS, TIMM_STEMS, dinov2_mlp_ratio, json_beside
 from vitkit.checkpoints.problems import CheckpointError
+from vitkit.checkpoints.their_json import hf_preprocessing, timm_preprocessing
+from vitkit.data.transforms import Preprocessing
 from vitkit.models.bit import BiTConfig
 from vitkit.models.nets import Net, NetConfig, kind_of, make_meta
 from vitkit.models.vit_config import ViTConfig
@@ -173,18 +175,36 @@ def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
         losses += ["class names", "preprocessing"]
     elif not made.antialias:
         losses.append(f"that images are resized without antialias: {form.title} always have one")
-    if dropout := getattr(config, "dropout", 0):
-        losses.append(f"dropout {dropout}")
+    if with_json and (read := read_again(bundle, form)) != made.summary:
+        losses.append(f"how images are prepared: {made.summary} (here), {read} (there)")
+    for name in ("dropout", "stochastic_depth"):
+        usual = next((f.default for f in fields(config) if f.name == name), None)
+        if getattr(config, name, usual) != usual:
+            losses.append(f"{name} {getattr(config, name)}")
     if form is HF_VIT and not config.classes and not getattr(config, "hidden_head", False):
         losses.append("a pooler, which this net has not: load it with add_pooling_layer=False")
+    if form is TORCHVISION_VIT and not config.classes:
+        losses.append("a head, which this net has not and torchvision's has: load it strict=False")
+    oblong = config.image_size[0] != config.image_size[1]
     if isinstance(config, ViTConfig):
         if config.positions == "sincos2d":
             losses.append("that the positions are fixed: they are written as if learned")
         if not with_json and form is not NPZ_VIT and config.heads != heads_read(config):
             losses.append(f"the number of heads, {config.heads}: tell whoever reads it")
-    elif not with_json:
+    if not with_json and (oblong or not isinstance(config, ViTConfig)):
         losses.append(f"the image size, {config.image_size[0]}x{config.image_size[1]}")
     return losses
+
+
+def read_again(bundle: Bundle, form: Format) -> str:
+    """The summary of the preprocessing that the format's JSON says once it is written."""
+    beside = json_beside(form, bundle.net.config, [], bundle.preprocessing)
+    if form.name == "timm":
+        made, _ = timm_preprocessing(beside["config.json"]["pretrained_cfg"])
+    else:
+        kind = beside["config.json"]["model_type"]
+        made, _ = hf_preprocessing(beside["preprocessor_config.json"], kind)
+    return Preprocessing(**made).summary
 
 
 def heads_read(config: ViTConfig) -> int | None:

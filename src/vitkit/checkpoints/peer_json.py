@@ -51,10 +51,12 @@ def timm_json(config: NetConfig, names: list[str], preprocessing: Preprocessing)
         architecture, arguments = TIMM_BITS[config.units, config.width_factor], {}
     height, width = preprocessing.image_size
     resized = preprocessing.resize_to
+    # Of the sides before and after the crop timm knows only one share.
+    after = min(height, width) if isinstance(resized, int) else height
     before = resized if isinstance(resized, int) else (resized or preprocessing.image_size)[0]
-    share = min(height, width) / before
-    if floor(min(height, width) / share) != before:  # what timm does with it
-        share = min(height, width) / (before + 0.5)
+    share = after / before
+    if floor(after / share) != before:  # what timm does with it
+        share = after / (before + 0.5)
     pretrained = {
         "architecture": architecture,
         "num_classes": config.classes,

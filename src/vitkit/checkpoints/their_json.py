@@ -60,6 +60,10 @@ TIMM_TANH = re.compile(  # SigLIP 2's
     r"|vit_(base_patch32_siglip_(gap_)?256|large_patch16_siglip_(gap_)?512)"
 )
 
+# Nets with a plain ViT's tensors that compute otherwise: rotary positions, norms after each branch,
+# registers that are pooled.
+TIMM_OTHERS = re.compile(r".*_(rope|rpn)_.*|test_vit3")
+
 Said = dict[str, Any]
 TYPES = {"width": int, "depth": int, "heads": int, "norm_eps": float, "layer_scale": float}
 
@@ -148,7 +152,11 @@ def hf_sizes(processor: dict[str, Any], shorter_side: bool) -> tuple[dict[str, A
     notes, size = [], processor["size"]
     if not processor["do_resize"]:
         notes.append("images resized, which the processor leaves as large as they are")
+    if processor.get("do_pad"):
+        notes.append("images as large as they are, which the processor pads")
     if isinstance(size, dict) and "shortest_edge" in size:
+        if "longest_edge" in size:
+            notes.append("a longer side of any length, which the processor limits")
         size, shorter_side = size["shortest_edge"], True
     shorter_side = shorter_side and isinstance(size, int)
     resized = both_sides(size)
@@ -170,6 +178,8 @@ def said_by_timm(config: dict[str, Any]) -> Said:
     pretrained = config.get("pretrained_cfg") or config
     arguments = config.get("model_args") or {}
     architecture = config["architecture"]
+    if TIMM_OTHERS.fullmatch(architecture):
+        raise ValueError(f"architecture {architecture!r}, which no net here is")
     names = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
     said = {ours: arguments[theirs] for theirs, ours in names.items() if arguments.get(theirs)}
     if usual := next((heads for name, heads in TIMM_HEADS if name.match(architecture)), None):
@@ -208,7 +218,7 @@ def timm_preprocessing(config: dict[str, Any]) -> tuple[dict[str, Any], list[str
     if mode == "squash" or size[0] != size[1]:
         if mode != "squash":
             departures.append("images distorted to their oblong, which timm crops to it")
-        return fields | {"resize": "direct", "resize_to": scaled}, departures
+        return fields | {"resize_to": None if scaled == size else scaled}, departures
     if mode != "center":
         departures.append(f"a crop of the middle in place of timm's crop_mode {mode!r}")
     return fields | {"resize": "shorter-side", "resize_to": scaled[0]}, departures

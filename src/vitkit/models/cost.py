@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from vitkit.models.bit import BiTConfig
-from vitkit.models.nets import NetConfig, make_meta
+from vitkit.models.nets import Net, NetConfig, make_meta
 from vitkit.models.restricted import attention_pairs, parse_pattern
 from vitkit.models.vit_config import ViTConfig
 
 
 def parameters(net: NetConfig) -> int:
     """The number of weights and biases that are trained, positions and class token included."""
-    return sum(p.numel() for p in make_meta(net).parameters() if p.requires_grad)
+    return sum(p.numel() for p in skeleton(net).parameters() if p.requires_grad)
 
 
 def flops(net: NetConfig) -> int:
@@ -28,6 +30,11 @@ def flops(net: NetConfig) -> int:
         body = resnet_multiply_adds(net.image_size, net.units, net.width)
         return 2 * (body + net.feature_width * net.classes)
     return counted_flops(net)
+
+
+@lru_cache(maxsize=1)  # parameters and FLOPs are asked for one after the other
+def skeleton(net: NetConfig) -> Net:
+    return make_meta(net).eval()
 
 
 def vit_multiply_adds(net: ViTConfig) -> int:
@@ -94,8 +101,7 @@ def counted_flops(net: NetConfig) -> int:
     """The same for any net, by running it without memory under torch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = make_meta(net).eval()
     images = torch.empty(1, 3, *net.image_size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(images)
+        skeleton(net)(images)
     return counter.get_total_flops()

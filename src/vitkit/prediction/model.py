@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitkit.checkpoints.bundle import WEIGHTS, Bundle, is_bundle, read_bundle, write_bundle
 from vitkit.checkpoints.containers import FOLDER_FILES, TORCH_SUFFIXES
-from vitkit.checkpoints.convert import read_foreign
+from vitkit.checkpoints.convert import read_with_keys
 from vitkit.checkpoints.hub import fetch, is_remote
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.published import PUBLISHED, row_of
@@ -24,7 +24,7 @@ from vitkit.data.decode import ImageError, decode, decode_by_pillow
 from vitkit.data.folders import images_in
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, VitkitError
-from vitkit.models.nets import Net, resize_net
+from vitkit.models.nets import Net
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
@@ -159,20 +159,21 @@ def load(
     `preprocessing` and `class_names` replace what the checkpoint says or lacks. Raises
     CheckpointError where it is damaged or not one of these.
     """
+    known = published_preprocessing(path)
     place = checkpoint_at(path, revision)
-    bundle = read_bundle(place) if is_bundle(place) else read_foreign(place)
-    published = row_of(str(path)) if is_remote(str(path)) else None  # not a folder of that name
-    if published is not None and published.where.startswith("https://"):  # no JSON beside them
-        if bundle.net.config.image_size != published.preprocessing.image_size:
-            net = resize_net(bundle.net, published.preprocessing.image_size)
-            bundle = replace(bundle, net=net)
-        preprocessing = preprocessing or published.preprocessing
+    bundle = read_bundle(place) if is_bundle(place) else read_with_keys(place, known).bundle
     return Model(
         bundle.net,
         bundle.class_names if class_names is None else class_names,
         bundle.preprocessing if preprocessing is None else preprocessing,
         bundle.provenance,
     )
+
+
+def published_preprocessing(checkpoint: str | Path) -> Preprocessing | None:
+    """That of published weights by name that have no JSON beside them to say it."""
+    row = row_of(str(checkpoint)) if is_remote(str(checkpoint)) else None  # no folder of that name
+    return row.preprocessing if row is not None and row.where.startswith("https://") else None
 
 
 def checkpoint_at(checkpoint: str | Path, revision: str | None = None) -> Path:

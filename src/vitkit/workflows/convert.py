@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from vitkit.checkpoints.bundle import Bundle, is_bundle, read_bundle, write_bundle
-from vitkit.checkpoints.convert import Writing, read_with_keys, write_foreign
+from vitkit.checkpoints.convert import (
+    WEIGHT_FILES,
+    Writing,
+    read_with_keys,
+    refuse_unwritten,
+    write_foreign,
+)
 from vitkit.checkpoints.formats import WRITTEN
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.tables import Piece
+from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, named
 from vitkit.models.variants import name_of
-from vitkit.prediction.model import checkpoint_at
+from vitkit.prediction.model import checkpoint_at, published_preprocessing
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ def convert(
     out = Path(out).expanduser()
     to = named("format", to or ("npz" if out.suffix == ".npz" else "bundle"), WRITTEN)
     began = time.perf_counter()
-    bundle, pieces, form = read(checkpoint_at(checkpoint, revision))
+    known = published_preprocessing(checkpoint)
+    bundle, pieces, form = read(checkpoint_at(checkpoint, revision), known)
     if to == "bundle":
         writing = write_own(bundle, out, dry_run)
     else:
@@ -69,7 +77,8 @@ def convert(
 
 def write_own(bundle: Bundle, out: Path, dry_run: bool) -> Writing:
     """A bundle, where there is nothing yet."""
-    if out.suffix in (".npz", ".safetensors", ".pth", ".bin"):
+    refuse_unwritten(out)
+    if out.suffix in (".npz", *WEIGHT_FILES):
         raise UsageError(f"{out}: a bundle is a folder; say --to npz, timm, hf or torchvision")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: is there already; choose another path, or move it away")
@@ -78,11 +87,11 @@ def write_own(bundle: Bundle, out: Path, dry_run: bool) -> Writing:
     return Writing(own_pieces(bundle), [])
 
 
-def read(path: Path) -> tuple[Bundle, list[Piece], str]:
+def read(path: Path, known: Preprocessing | None) -> tuple[Bundle, list[Piece], str]:
     if is_bundle(path):
         bundle = read_bundle(path)
         return bundle, own_pieces(bundle), "a vitkit bundle"
-    reading = read_with_keys(path)
+    reading = read_with_keys(path, known)
     return reading.bundle, reading.pieces, reading.form.title
 
 
