@@ -75,7 +75,7 @@ def read_with_keys(path: Path, known: Preprocessing | None = None) -> Reading:
     ours, file_names = mapped.tensors, FileNames(mapped.pieces, form.table)
     if form.name == "hf" or "head.weight" in ours:
         fold_lone_distillation(ours)
-    if not any(name.endswith(".attention.qkv.bias") for name in ours):
+    if form.kind == "ViT" and not any(name.endswith(".attention.qkv.bias") for name in ours):
         add_zero_biases(ours)
     config = infer_config(form, ours, file_names, said, source, notes)
     if isinstance(config, ViTConfig):
