@@ -1,4 +1,4 @@
-"""Folders that are complete or absent, whatever happens while they are written."""
+"""Folders and files that are complete or absent, whatever happens while they are written."""
 
 from __future__ import annotations
 

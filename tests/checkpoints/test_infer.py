@@ -335,7 +335,7 @@ def test_heads_that_no_convention_knows_are_taken_from_a_config_json_of_one_line
     net = VisionTransformer(ViTConfig(8, 96, 2, 3, 192, classes=5, image_size=(32, 32), gelu="erf"))
     bundle = Bundle(net, list("abcde"), Preprocessing.direct((32, 32)))
     write_foreign(bundle, tmp_path / "net.pth", "timm")
-    with pytest.raises(CheckpointError, match=r'put \{"num_heads": N\} there'):
+    with pytest.raises(CheckpointError, match=r'one that holds \{"num_heads": N\}'):
         read_foreign(tmp_path / "net.pth")
     (tmp_path / "config.json").write_text('{"num_heads": 3}')
     assert vars(read_foreign(tmp_path / "net.pth").net.config)["heads"] == 3

@@ -59,7 +59,7 @@ def test_loading_a_bundle_takes_little_more_memory_than_its_weights(vit_b):
 @pytest.mark.parametrize("to, name", [("timm", "timm"), ("hf", "hf"), ("torchvision", "a.pth")])
 def test_converting_holds_at_most_two_copies(vit_b, tmp_path, to, name):
     folder, size = vit_b
-    assert peak(to, folder, tmp_path / name) <= 2.1 * size
+    assert peak(to, folder, tmp_path / name) <= 1.4 * size  # q, k and v may be cut out of one
 
 
 def test_reading_another_format_holds_at_most_two_copies(vit_b, tmp_path):
@@ -67,7 +67,7 @@ def test_reading_another_format_holds_at_most_two_copies(vit_b, tmp_path):
 
     folder, size = vit_b
     convert(folder, tmp_path / "weights.safetensors", "timm")
-    assert peak("load", tmp_path / "weights.safetensors") <= 2.1 * size
+    assert peak("load", tmp_path / "weights.safetensors") <= 1.2 * size
 
 
 @pytest.mark.slow

@@ -299,9 +299,10 @@ def test_the_heads_of_a_shallow_huge_are_those_of_a_huge(room):
 
 def test_nets_without_biases_of_q_k_and_v_are_read(room):
     peer = made("vit_tiny_patch16_224", depth=2, qkv_bias=False)
-    net = vitkit.load(saved(peer.state_dict(), room / "a.pth")).net
-    images = images_for(net)
-    assert_close(net(images), peer(images))
+    model = vitkit.load(saved(peer.state_dict(), room / "a.pth"))
+    assert "q, k and v without biases: zeros in their place" in model.provenance["assumed"]
+    images = images_for(model.net)
+    assert_close(model.net(images), peer(images))
 
 
 def test_names_that_describe_the_labels_are_taken(room):
@@ -338,7 +339,7 @@ def test_arguments_that_no_net_here_has_are_refused(room, changes, message):
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit")
 NOT_HELD = {  # arguments that make a net with tensors that no net of ours has a place for, or lacks
     "block_fn", "norm_layer", "embed_norm_layer", "pre_norm", "qk_norm", "scale_mlp_norm",
-    "qkv_bias", "final_norm", "embed_layer", "pool_include_prefix",
+    "final_norm", "embed_layer", "pool_include_prefix",
 }  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def read_with_keys(path: Path, known: Preprocessing | None = None) -> Reading:
         fold_lone_distillation(ours)
     if form.kind == "ViT" and not any(name.endswith(".attention.qkv.bias") for name in ours):
         add_zero_biases(ours)
+        notes.append("q, k and v without biases: zeros in their place")
     config = infer_config(form, ours, file_names, said, source, notes)
     if isinstance(config, ViTConfig):
         settle_positions(ours, config)

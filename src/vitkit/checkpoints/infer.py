@@ -146,7 +146,7 @@ def usual_heads(width: int, depth: int, mlp_width: int, gated: bool, notes: list
     if width % HEAD_WIDTH:
         raise ValueError(
             f"a net {width} wide has no usual number of heads, and no config.json beside the "
-            'weights says it; put {"num_heads": N} there'
+            'weights says it; write one that holds {"num_heads": N}, or add that to it'
         )
     notes.append(f"{heads} heads, as nets {width} wide usually have")
     return heads

@@ -193,8 +193,10 @@ def said_by_timm(config: dict[str, Any]) -> Said:
         said["image_size"] = both_sides(arguments.get("img_size") or pretrained["input_size"][1:])
     pooling = arguments.get("global_pool", config.get("global_pool", "token"))
     pooling = "token" if pooling is None else pooling
-    if pooling not in POOLINGS or arguments.get("pool_include_prefix"):
-        raise ValueError(f"global_pool {pooling!r} (pool_include_prefix), which no net here has")
+    if pooling not in POOLINGS:
+        raise ValueError(f"global_pool {pooling!r}, which no net here has")
+    if arguments.get("pool_include_prefix"):
+        raise ValueError("pool_include_prefix, which no net here has")
     said["pooling"] = POOLINGS[pooling]
     labels = config.get("label_names") or pretrained.get("label_names")
     if isinstance(labels, list):

@@ -228,6 +228,6 @@ class TrainTransform:
         crop = inception_crop(random, image.shape[-2], image.shape[-1], self.crop_area)
         image = TF.crop(image, *crop)
         if self.image_size == (1, 1):
-            image = image.float()  # torch 2.15 cannot resize contiguous uint8 to a single pixel
+            image = image.float()  # torch 2.14 cannot resize contiguous uint8 to a single pixel
         image = TF.resize(image, list(self.image_size), antialias=False).round().to(torch.uint8)
         return image.flip(-1) if self.flip and random.random() < 0.5 else image

@@ -86,7 +86,7 @@ def parse_pattern(text: str) -> Pattern:
     row, column              to those of its row, of its column: the halves of axial attention
     window:K, window:KxL     to those of its block of K x K, K down and L across
     stride:S, stride:SxT     to those whose row and column are its own modulo S, S and T
-    neighborhood:K           to those at most (K - 1) / 2 rows and columns away, K odd; at the
+    neighborhood:K, :KxL     to those at most (K - 1) / 2 rows and columns away, K odd; at the
                              border of the grid these are fewer
     """
     if text in ("global", "row", "column"):
