@@ -63,6 +63,13 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
     assert names(tmp_path) == ["there", "x"]
 
 
+def test_links_in_a_loop_are_said(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((UsageError, OSError)):  # by the version of Python
+        write(tmp_path / "loop", "new")
+    assert names(tmp_path) == ["loop"]
+
+
 @pytest.mark.parametrize("path", [".", "..", "../y", ""])
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, path):
     (tmp_path / "y").mkdir()

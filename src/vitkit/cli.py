@@ -34,6 +34,7 @@ from vitkit.words import (
 if TYPE_CHECKING:
     from vitkit.workflows.task import Task
 
+LONGEST_ERROR = 2000  # characters; names and shapes in a hostile file have no end
 HELP = """vitkit: the Vision Transformer, complete.
 
   vitkit demo                                the whole story on real images in about a minute
@@ -354,7 +355,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complain(error: object, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"vitkit: {printable(str(error))}", file=sys.stderr)
+    text = printable(str(error))
+    text = text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
+    print(f"vitkit: {text}", file=sys.stderr)
     return code
 
 

@@ -21,7 +21,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     After an error it is the old one. Where `path` is a link, all this is done where it leads.
     UsageError for the current folder and those above it, which cannot be replaced.
     """
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a loop
+        raise UsageError(f"{path}: {error}") from error
     if Path.cwd().is_relative_to(path):
         raise UsageError(f"{path}: is the current folder, or above it; choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)

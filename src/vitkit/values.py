@@ -54,5 +54,6 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(fits(entry, inner[0]) for entry in value)
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT
+        number = isinstance(value, float) or type(value) is int  # numpy's float64 is a float
+        return number and abs(value) <= LARGEST_FLOAT
     return type(value) is kind and (kind is not int or abs(value) < 2**63)

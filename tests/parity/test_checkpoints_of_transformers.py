@@ -219,6 +219,7 @@ def test_images_are_prepared_as_transformers_does_before_and_after(room, case):
 @pytest.mark.parametrize(
     "content",
     [{}, {"image_processor_type": "DeiTImageProcessor"}, {"do_normalize": None},
+     {"image_mean": 0.4, "image_std": 0.3},
      {"image_processor_type": "BitImageProcessor"},
      {"image_processor_type": "ViTImageProcessorFast", "size": {"height": 224, "width": 224}}],
 )  # fmt: skip
@@ -239,6 +240,7 @@ def test_what_a_processors_file_leaves_out_is_as_transformers_fills_it_in(room, 
         ({"size": {"shortest_edge": 224}}, "the middle of an oblong image"),
         ({"size": 200, "do_center_crop": True}, "images resized to the crop"),
         ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "a longer side of any length"),
+        ({"resample": 4}, "an area resize in place of Pillow's box"),
         ({"do_pad": True}, "which the processor pads"),
         ({"size": 384}, "images of 224x224, as the net reads; the JSON beside it says 384x384"),
         ({"image_processor_type": "ConvNextImageProcessor"},

@@ -175,8 +175,14 @@ def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
         losses += ["class names", "preprocessing"]
     elif not made.antialias:
         losses.append(f"that images are resized without antialias: {form.title} always have one")
-    if with_json and (read := read_again(bundle, form)) != made.summary:
-        losses.append(f"how images are prepared: {made.summary} (here), {read} (there)")
+    if with_json:
+        read = read_again(bundle, form)
+        if read.summary != made.summary:
+            losses.append(f"how images are prepared: {made.summary} (here), {read.summary} (there)")
+        elif made.resize_to is not None and made.rounding != read.rounding:
+            losses.append(f"how crops are rounded, {made.rounding!r}: some move by a pixel")
+        if made.interpolation == "area":
+            losses.append("an area resize: theirs is Pillow's box, which weighs borders otherwise")
     for name in ("dropout", "stochastic_depth"):
         usual = next((f.default for f in fields(config) if f.name == name), None)
         if getattr(config, name, usual) != usual:
@@ -196,15 +202,15 @@ def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
     return losses
 
 
-def read_again(bundle: Bundle, form: Format) -> str:
-    """The summary of the preprocessing that the format's JSON says once it is written."""
+def read_again(bundle: Bundle, form: Format) -> Preprocessing:
+    """The preprocessing that the format's JSON says once it is written."""
     beside = json_beside(form, bundle.net.config, [], bundle.preprocessing)
     if form.name == "timm":
         made, _ = timm_preprocessing(beside["config.json"]["pretrained_cfg"])
     else:
         kind = beside["config.json"]["model_type"]
         made, _ = hf_preprocessing(beside["preprocessor_config.json"], kind)
-    return Preprocessing(**made).summary
+    return Preprocessing(**made)
 
 
 def heads_read(config: ViTConfig) -> int | None:

@@ -18,6 +18,7 @@ import torch
 
 from vitkit.checkpoints.archives import explained
 
+AXES_AT_MOST = 64  # of a tensor, as many as torch's own limit
 HEADER_AT_MOST = 2 << 20  # bytes; it has 130 for a tensor
 CHUNK = 1 << 18  # bytes that are read and hashed at once
 DTYPES = {
@@ -72,7 +73,9 @@ def checked(entries: dict[str, Any], size: int) -> dict[str, tuple[torch.dtype, 
         )
         if dtype is None:
             raise ValueError(f"{name[:80]!r} holds {str(entry['dtype'])[:20]}, which is not known")
-        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        if len(shape) > AXES_AT_MOST:  # whose product would take a minute
+            raise ValueError(f"{name[:80]!r} has {len(shape):,} axes")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
             raise ValueError(f"{name[:80]!r} has a shape or a place that is no whole number")
         if begin != place or end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(

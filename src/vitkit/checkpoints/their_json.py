@@ -64,6 +64,7 @@ TIMM_TANH = re.compile(  # SigLIP 2's
 # registers that are pooled.
 TIMM_OTHERS = re.compile(r".*_(rope|rpn)_.*|test_vit3")
 
+JSON_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 Said = dict[str, Any]
 TYPES = {"width": int, "depth": int, "heads": int, "norm_eps": float, "layer_scale": float}
 
@@ -90,7 +91,7 @@ def said_by(folder: Path, form: Format) -> Said:
         for name, kind in TYPES.items():
             if name in said and not fits(said[name], kind):
                 raise ValueError(f"{name} {reprlib.repr(said[name])}")
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except JSON_ERRORS as error:
         raise CheckpointError(f"{path}: not as {form.title} have it: {error}") from error
     return said
 
@@ -119,7 +120,10 @@ def said_by_hf(config: dict[str, Any], processor: Path) -> Said:
     if kind in ("deit", "vit_mae", "vit_msn"):
         said["mean_std"] = IMAGENET
     if processor.is_file():
-        said["preprocessing"], notes = hf_preprocessing(read_json(processor), kind)
+        try:
+            said["preprocessing"], notes = hf_preprocessing(read_json(processor), kind)
+        except JSON_ERRORS as error:
+            raise CheckpointError(f"{processor}: no processor of a ViT: {error}") from error
         said["notes"] = [*said.get("notes", []), *notes]
     return said
 
@@ -135,7 +139,10 @@ def hf_preprocessing(processor: dict[str, Any], model: str) -> tuple[dict[str, A
     interpolation, departures = known_filter(processor["resample"])
     # Theirs is (pixel * factor - mean) / std, ours (pixel / 255 - mean) / std.
     scale = 255 * processor["rescale_factor"] if processor["do_rescale"] else 255
-    mean, std = processor["image_mean"], processor["image_std"]
+    mean, std = (
+        value if isinstance(value, list | tuple) else [value] * 3  # one number is for each channel
+        for value in (processor["image_mean"], processor["image_std"])
+    )
     if not processor["do_normalize"]:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     fields: dict[str, Any] = {
@@ -229,7 +236,8 @@ def timm_preprocessing(config: dict[str, Any]) -> tuple[dict[str, Any], list[str
 def known_filter(theirs: Any) -> tuple[str, list[str]]:
     """Our interpolation, and the departure where it is another."""
     if theirs in FILTERS:
-        return FILTERS[theirs], []
+        box = ["an area resize in place of Pillow's box"] if FILTERS[theirs] == "area" else []
+        return FILTERS[theirs], box
     return "bicubic", [f"bicubic interpolation in place of {theirs!r}"]
 
 

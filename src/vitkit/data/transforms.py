@@ -164,11 +164,11 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str, antialias: 
         columns = area_weights(image.shape[-1], size[1])
         resized = rows @ image.float() @ columns.T
         return resized.round().to(torch.uint8) if antialias else resized
-    # torch's resize of uint8 fails or errs where the new width is 1 (2.14, AVX2).
-    pixels = image if antialias and size[1] > 1 else image.float()
-    resized = F.interpolate(
-        pixels[None], size=tuple(size), mode=interpolation, antialias=antialias
-    )[0]
+    # Where the new width is 1 torch fails or errs unless the channels lie last (2.14).
+    pixels = (image if antialias and size[1] > 1 else image.float())[None]
+    if size[1] == 1:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    resized = F.interpolate(pixels, size=tuple(size), mode=interpolation, antialias=antialias)[0]
     return resized.clamp(0, 255).round().to(torch.uint8) if antialias else resized
 
 
