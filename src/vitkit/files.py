@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vitkit.errors import UsageError
@@ -25,8 +25,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         path = path.resolve()
     except (OSError, RuntimeError) as error:  # links in a loop
         raise UsageError(f"{path}: {error}") from error
-    if Path.cwd().is_relative_to(path):
-        raise UsageError(f"{path}: is the current folder, or above it; choose another path")
+    with suppress(FileNotFoundError):  # of a current folder that was removed
+        if Path.cwd().is_relative_to(path):
+            raise UsageError(f"{path}: is the current folder, or above it; choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     fresh.mkdir()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -558,3 +558,10 @@ def test_killed_at_any_line_the_path_holds_the_old_bundle_the_new_one_or_nothing
     assert states[0] == "old"
     assert states == sorted(states, key=["old", "absent", "new"].index)
     assert states.count("absent") <= 2  # between two renames
+
+
+def test_a_bundle_that_could_not_be_read_is_not_written(tmp_path):
+    long = replace(bundle(), provenance={"history": "x" * (9 << 20)})
+    with pytest.raises(CheckpointError, match=r"config\.json would have more than 8 MiB"):
+        write_bundle(tmp_path / "bundle", long)
+    assert list(tmp_path.iterdir()) == []

@@ -685,3 +685,12 @@ def test_published_weights_are_converted_as_they_are_loaded(tmp_path, monkeypatc
     assert loaded.net.config.image_size == converted.net.config.image_size == (224, 224)
     for assumed in (loaded.provenance["assumed"], made["assumed"]):
         assert not any("preprocessing" in said or "480" in said for said in assumed)
+
+
+def test_a_preprocessing_that_their_json_cannot_say_is_refused(tmp_path):
+    """timm knows one share for both sides: 3200 of 32 would be 320,000 of 3200."""
+    long = Preprocessing((32, 3200), resize_to=(3200, 3200), antialias=True)
+    written = replace(bundle(vit(image_size=(32, 3200))), preprocessing=long)
+    with pytest.raises(CheckpointError, match="cannot say how images are prepared here"):
+        write_foreign(written, tmp_path / "net", "timm")
+    assert nothing_in(tmp_path)

@@ -396,3 +396,11 @@ def test_the_crop_area_is_the_one_asked_for():
     for seed in range(20):
         row = transform(ramp, np.random.default_rng(seed))[0, 0].float()
         assert 56 <= row[-1] - row[0] <= 78  # 7/8 of the width, between the centres
+
+
+def test_means_and_deviations_may_be_whole_numbers_of_any_size():
+    made = Preprocessing((8, 8), mean=(10**25, 0, 0), std=(1, 2**62, 1))
+    out = made(noise(8, 8))
+    assert out.isfinite().all() and out[0].max() < 0
+    with pytest.raises(ValueError, match="must be above 0"):
+        Preprocessing((8, 8), std=(1e-320, 1.0, 1.0))

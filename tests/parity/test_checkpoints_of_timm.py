@@ -280,6 +280,16 @@ def test_nets_with_a_vits_tensors_that_compute_otherwise_are_refused_by_their_na
         vitkit.load(room)
 
 
+@pytest.mark.parametrize("name", ["eva_large_patch14_196", "vit_tiny_patch16_224"])
+def test_a_pooling_that_the_json_leaves_out_is_that_of_the_architecture(room, name):
+    peer = made(name, depth=1)
+    config = {"architecture": name, "model_args": {"depth": 1}}
+    saved(peer.state_dict(), room / "model.safetensors", config=config)
+    net = vitkit.load(room).net
+    images = images_for(net)
+    assert_close(net(images), peer(images))
+
+
 @pytest.mark.parametrize("parts", [["model"], ["model", "model_ema"]])
 def test_files_of_deit_and_mae_are_prepared_with_the_mean_of_imagenet(room, parts):
     weights = made("deit_tiny_patch16_224", depth=1).state_dict()

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vitkit.checkpoints.containers import read_json
+from vitkit.checkpoints.containers import JSON_AT_MOST, read_json
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.safetensors_files import read_safetensors
 from vitkit.data.transforms import Preprocessing
@@ -58,6 +58,11 @@ def write_bundle(path: str | Path, bundle: Bundle) -> None:
             "weights_sha256": sha256(folder / WEIGHTS),
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        if len(text.encode(errors="backslashreplace")) > JSON_AT_MOST:  # which nobody would read
+            raise CheckpointError(
+                f"{path}: its {CONFIG} would have more than {JSON_AT_MOST >> 20} MiB; give shorter "
+                "class names, or less provenance"
+            )
         # UTF-8 has no lone surrogates (names of odd files have); as \udce9 they are right JSON.
         (folder / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")
 

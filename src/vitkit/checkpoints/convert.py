@@ -74,7 +74,7 @@ def read_with_keys(path: Path, known: Preprocessing | None = None) -> Reading:
     check_mapped(mapped, names, form, source)
     ours, file_names = mapped.tensors, FileNames(mapped.pieces, form.table)
     if form.name == "hf" or "head.weight" in ours:
-        fold_lone_distillation(ours)
+        fold_lone_distillation(ours, file_names)
     if form.kind == "ViT" and not any(name.endswith(".attention.qkv.bias") for name in ours):
         add_zero_biases(ours)
         notes.append("q, k and v without biases: zeros in their place")
@@ -158,13 +158,14 @@ def check_mapped(mapped: Mapped, names: dict[str, str], form: Format, source: st
         raise CheckpointError(f"{source}: missing {some(mapped.missing)}")
 
 
-def fold_lone_distillation(tensors: Tensors) -> None:
+def fold_lone_distillation(tensors: Tensors, names: FileNames) -> None:
     """A distillation token without a head of its own is a register that has a position.
 
     Hugging Face's DeiT always has the token, also where one head reads the class token alone.
     """
     if "distillation_token" in tensors and "head_distillation.weight" not in tensors:
         tensors["registers"] = tensors.pop("distillation_token")
+        names["registers"] = names["distillation_token"]
 
 
 def not_finite(tensors: Tensors, names: FileNames) -> list[str]:

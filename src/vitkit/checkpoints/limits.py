@@ -203,14 +203,19 @@ def lost(bundle: Bundle, form: Format, with_json: bool) -> list[str]:
 
 
 def read_again(bundle: Bundle, form: Format) -> Preprocessing:
-    """The preprocessing that the format's JSON says once it is written."""
+    """The preprocessing that the format's JSON says once it is written; or CheckpointError."""
     beside = json_beside(form, bundle.net.config, [], bundle.preprocessing)
     if form.name == "timm":
         made, _ = timm_preprocessing(beside["config.json"]["pretrained_cfg"])
     else:
         kind = beside["config.json"]["model_type"]
         made, _ = hf_preprocessing(beside["preprocessor_config.json"], kind)
-    return Preprocessing(**made)
+    try:
+        return Preprocessing(**made)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{form.title} cannot say how images are prepared here: {error}"
+        ) from error
 
 
 def heads_read(config: ViTConfig) -> int | None:

@@ -198,8 +198,9 @@ def said_by_timm(config: dict[str, Any]) -> Said:
         said["layer_scale"] = arguments["init_values"]
     if "img_size" in arguments or "input_size" in pretrained:
         said["image_size"] = both_sides(arguments.get("img_size") or pretrained["input_size"][1:])
-    pooling = arguments.get("global_pool", config.get("global_pool", "token"))
-    pooling = "token" if pooling is None else pooling
+    pooling = arguments.get("global_pool", config.get("global_pool"))
+    if pooling is None:  # (a net without a class token can only average: infer.pooling_of)
+        pooling = "avg" if architecture.startswith("eva_large_") else "token"
     if pooling not in POOLINGS:
         raise ValueError(f"global_pool {pooling!r}, which no net here has")
     if arguments.get("pool_include_prefix"):

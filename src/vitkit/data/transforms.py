@@ -71,7 +71,7 @@ class Preprocessing:
                 f"rounding {self.rounding!r} is not known; choose 'nearest', 'torchvision' or "
                 "'floor'"
             )
-        if min(self.std) <= 0:
+        if min(self.std) < torch.finfo(torch.float32).tiny:
             raise ValueError(f"std is {self.std}; it must be above 0")
 
     @classmethod
@@ -146,8 +146,8 @@ def without_far_ends(image: Tensor) -> Tensor:
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Pixels 0..255 (..., 3, H, W) of any dtype -> float32 (pixels / 255 - mean) / std."""
-    shift = torch.tensor(mean, device=pixels.device).view(3, 1, 1) * 255
-    scale = torch.tensor(std, device=pixels.device).view(3, 1, 1) * 255
+    numbers = [[float(value) for value in values] for values in (mean, std)]
+    shift, scale = torch.tensor(numbers, device=pixels.device).view(2, 3, 1, 1) * 255
     return (pixels.float() - shift) / scale
 
 
