@@ -8,13 +8,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
 from vitkit.data.facts import DataFacts
-from vitkit.errors import UsageError, VitkitError, named
+from vitkit.errors import ElsewhereError, UsageError, VitkitError, named
 from vitkit.terminal import finite, print_columns, printable
 from vitkit.training.config import to_json
 from vitkit.words import (
@@ -188,6 +188,8 @@ def pretrain(argv: list[str]) -> Any:
     task = open_task(words.data)
     recipe = workflow.recipe_config(task, words.config.recipe)
     words = with_length(parse(Pretrain(config=recipe), "pretrain", argv), argv)
+    if words.gpus and not words.dry_run and alone():
+        return several(words, "pretrain", argv, task)
     if words.dry_run:
         return dry_run("pretrain", words, task, workflow.net_config(words.config, task))
     run = workflow.pretrain(
@@ -210,6 +212,8 @@ def finetune(argv: list[str]) -> Any:
     say_assumed(model)
     recipe = workflow.recipe_config(task, words.config.recipe, model)
     words = with_length(parse(Finetune(config=recipe), "finetune", argv), argv)
+    if words.gpus and not words.dry_run and alone():
+        return several(words, "finetune", argv, task)
     if words.dry_run:
         return dry_run("finetune", words, task, workflow.net_config(words.config, task, model))
     run = workflow.finetune(
@@ -217,6 +221,23 @@ def finetune(argv: list[str]) -> Any:
         device=words.device,
     )  # fmt: skip
     return finished(words, run, f"vitkit predict {run.folder} IMAGES/ -o predictions.csv")
+
+
+def alone() -> bool:
+    """Whether no other processes belong to this run, as they do under torchrun."""
+    return "RANK" not in os.environ
+
+
+def several(words: Pretrain, verb: str, argv: list[str], task: Task) -> Any:
+    """The same command in `--gpus` processes of this machine; ends with their exit code."""
+    from vitkit.training.precision import choose_device
+    from vitkit.training.world import World, start
+    from vitkit.workflows.run import check_shares
+
+    for rank in range(words.gpus or 1):
+        choose_device(words.device, rank)
+    check_shares(words.config, task, World(size=words.gpus or 1))
+    raise SystemExit(start(main, [verb, *argv], words.gpus or 1))
 
 
 def finished(words: Pretrain, run: Any, next_command: str) -> Any:
@@ -231,12 +252,19 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
 
 def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.data.transforms import Preprocessing
-    from vitkit.workflows.run import choose_setup, fixed_steps, plan
+    from vitkit.models.nets import make_meta
+    from vitkit.training.loop import Setup
+    from vitkit.training.precision import choose_device
+    from vitkit.training.world import World
+    from vitkit.workflows.run import check_shares, choose_engine, fixed_steps, plan
 
     steps = fixed_steps(words.config, task)
+    world = World(size=words.gpus or 1, local_size=words.gpus or 1)
+    check_shares(words.config, task, world)
+    place = choose_device(words.device)
+    engine = choose_engine(words.config, make_meta(net), task, place, world, {})
     preprocessing = Preprocessing.direct(words.config.image_size)
-    setup = choose_setup(words.config, net, preprocessing, words.device, {})
-    setup = replace(setup, steps=steps or 1)
+    setup = Setup(words.config, steps or 1, engine, preprocessing)
     print(json.dumps(to_json(words.config), indent=2))
     print(plan(kind, net, words.config, task, setup))
     print("Next: the same command without --dry-run")
@@ -319,6 +347,8 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line -> exit code: 0 done, 1 the work failed, 2 the words were wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if not speaks():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
     # OpenMP's threads spin while they wait, which makes a step many times slower as soon as
     # another process wants a core (docs/performance.md). It reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -352,9 +382,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(text, 1, "--debug" in words)
 
 
+def speaks() -> bool:
+    """Whether this is the only process of a run, or the one of several that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def complain(error: object, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
+    if not speaks() and isinstance(error, UsageError | ElsewhereError):
+        return code  # the first process says the same
     text = printable(str(error))
     text = text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
     print(f"vitkit: {text}", file=sys.stderr)

@@ -18,6 +18,10 @@ class UsageError(VitkitError, ValueError):
     exit_code = 2
 
 
+class ElsewhereError(VitkitError):
+    """What another process of the same run could not do; that one tells it."""
+
+
 def named(kind: str, name: str, known: Iterable[str]) -> str:
     """`name` if it is one of `known`, else a UsageError that gives the nearest of them."""
     known = list(known)

@@ -87,6 +87,9 @@ class Pretrain(Computing):
     """The run directory; by default runs/pretrain. A number is added where it is in use."""
     resume: Text = None
     """auto: go on from the newest state of --out; or a run directory."""
+    gpus: Annotated[int | None, shown("N")] = None
+    """Share the run among N processes of this machine, a GPU each (with --device cpu, cores).
+    Several machines: docs/scale.md."""
     dry_run: bool = False
     """Print the resolved config and the plan, and stop."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)

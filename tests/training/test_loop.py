@@ -23,17 +23,17 @@ from vitkit.training.loop import (
     train,
     train_step,
 )
+from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
 from vitkit.training.stopping import Interrupted
 
-CPU = torch.device("cpu")
-FP32 = Precision("fp32", "for a test")
+ENGINE = Engine(torch.device("cpu"), Precision("fp32", "for a test"), threads=1)
 
 
-def setup(steps=10, **fields):
+def setup(steps=10, engine=ENGINE, **fields):
     fields = {"batch_size": 16, "image_size": (8, 8), "threads": 0, "polyak": 0.9, **fields}
     config = TrainConfig(model="ViT-Pico/4", **fields)
-    return Setup(config, steps, CPU, FP32, 1, Preprocessing.direct((8, 8)))
+    return Setup(config, steps, engine, Preprocessing.direct((8, 8)))
 
 
 def state_of(given, seed=0):
@@ -41,7 +41,7 @@ def state_of(given, seed=0):
     dropout = given.config.dropout
     net = build("ViT-Pico/4", 10, 8, dropout=dropout)
     torch.nn.init.normal_(net.head.weight, std=0.1)  # a head of zeros hides what comes before it
-    return fresh_state(net, given.config)
+    return fresh_state(net, given.config, given.engine)
 
 
 def stream_of(given):
@@ -58,6 +58,10 @@ def first_batch(given) -> Batch:
 
 def weights(net):
     return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def average(state):
+    return torch.cat([p.flatten() for p in state.average.values()])
 
 
 @pytest.mark.parametrize("parts", [2, 3, 16])
@@ -98,7 +102,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
     with pytest.raises(Diverged, match="step 0"):
         train_step(given, state, first_batch(given), 1e-3)
     assert torch.equal(weights(state.net).nan_to_num(), before.nan_to_num())
-    assert torch.equal(weights(state.average.module)[:9], before[:9])
+    assert torch.equal(average(state)[:9], before[:9])
 
 
 def test_the_polyak_average_is_the_exponential_mean_of_the_weights():
@@ -107,10 +111,14 @@ def test_the_polyak_average_is_the_exponential_mean_of_the_weights():
     expected = None
     for _ in range(3):
         train_step(given, state, first_batch(given), 1e-2)
+        state.step += 1
         now = weights(state.net)
         expected = now if expected is None else 0.9 * expected + 0.1 * now
-    torch.testing.assert_close(weights(state.average.module), expected)
-    assert state.evaluated() is state.average.module
+    torch.testing.assert_close(average(state), expected)
+    with state.averaged() as net:
+        torch.testing.assert_close(weights(net), expected)
+    assert torch.equal(weights(state.net), now)
+    assert torch.equal(state.evaluated()["head.weight"], state.average["head.weight"])
 
 
 def test_dropout_depends_on_seed_and_step_alone():
@@ -189,7 +197,7 @@ def test_a_time_budget_becomes_steps_without_touching_the_state():
     given = setup()
     state = state_of(given)
     before, norms = weights(state.net), state.step
-    short = steps_in(20, given, state, stream_of(given), held_out=0)
+    short = steps_in(20, given, state.net, state.forward, stream_of(given), held_out=0)
     assert short > 1
     assert torch.equal(weights(state.net), before) and state.step == norms
     assert not state.optimizer.state

@@ -6,16 +6,20 @@ import torch
 from vitkit.models.variants import build
 from vitkit.training.config import TrainConfig
 from vitkit.training.loop import fresh_state
+from vitkit.training.parallel import Engine
+from vitkit.training.precision import Precision
 from vitkit.training.state import MANIFEST, StateError, load_state, newest_state, save_state
+
+ENGINE = Engine(torch.device("cpu"), Precision("fp32", "for a test"), threads=1)
 
 
 def trained_state(seed=0, steps=3, **config):
     torch.manual_seed(seed)
-    state = fresh_state(build("ViT-Pico/4", 3, 8), TrainConfig(polyak=0.9, **config))
+    state = fresh_state(build("ViT-Pico/4", 3, 8), TrainConfig(polyak=0.9, **config), ENGINE)
     for _ in range(steps):
         state.net(torch.randn(2, 3, 8, 8)).square().mean().backward()
         state.optimizer.step()
-        state.average.update_parameters(state.net)
+        state.update_average(0.9)
         state.step += 1
     return state
 
@@ -24,7 +28,7 @@ def everything(state):
     slots = state.optimizer.state_dict()["state"]
     return {
         **{f"net {k}": t for k, t in state.net.state_dict().items()},
-        **{f"average {k}": t for k, t in state.average.state_dict().items()},
+        **{f"average {k}": t for k, t in state.average.items()},
         **{f"optimizer {i} {k}": t for i, slot in slots.items() for k, t in slot.items()},
     }
 
@@ -77,7 +81,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, damage):
 def test_a_state_of_another_net_is_refused(tmp_path):
     folder = save_state(tmp_path, trained_state())
     torch.manual_seed(0)
-    other = fresh_state(build("ViT-Pico/2", 3, 8), TrainConfig(polyak=0.9))
+    other = fresh_state(build("ViT-Pico/2", 3, 8), TrainConfig(polyak=0.9), ENGINE)
     with pytest.raises(StateError, match="another net"):
         load_state(folder, other)
 

@@ -59,7 +59,8 @@ class TrainingStream:
 
     `transform` takes (uint8 image, generator) and gives a uint8 image of fixed size. A bad image
     is replaced by another, drawn by (seed, position, attempt); more bad images than 10 and 0.1 %
-    of the source raise DataError.
+    of the source raise DataError. Of several processes each has its `rank` and gets its share of
+    every batch, which their number must divide: together they see the stream of a single one.
     """
 
     def __init__(
@@ -69,9 +70,14 @@ class TrainingStream:
         batch_size: int,
         seed: int,
         threads: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
+        if batch_size % ranks:
+            raise ValueError(f"{ranks} processes do not divide a batch of {batch_size}")
         self.source, self.transform = source, transform
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
+        self.rank, self.ranks = rank, ranks
         self.bad = BadImages(limit=max(10, len(source) // 1000))
 
     def batches(self, first: int = 0) -> Generator[Batch, None, None]:
@@ -83,8 +89,9 @@ class TrainingStream:
             .repeat()
             .random_map(self.load)
         )
-        samples = samples[first * self.batch_size :]
-        return read(samples, self.batch_size, self.threads)
+        # The draws are made above, by the position in the stream of all processes.
+        samples = samples[first * self.batch_size :][self.rank :: self.ranks]
+        return read(samples, self.batch_size // self.ranks, self.threads)
 
     def load(self, index: int, random: np.random.Generator) -> tuple[Tensor, int]:
         for _ in range(ATTEMPTS):
@@ -103,10 +110,13 @@ def evaluation_batches(
     batch_size: int,
     threads: int = 2,
     bad: BadImages | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Generator[Batch, None, None]:
     """Every image once, in order, the last batch as long as it comes.
 
-    A bad image is a DataError; where `bad` is given, it is left out, counted and named there.
+    A bad image is a DataError; where `bad` is given, it is left out, counted and named there. Of
+    several processes each, by its `rank`, gets every `ranks`-th image.
     """
 
     def load(index: int) -> tuple[Tensor, int] | None:
@@ -118,7 +128,8 @@ def evaluation_batches(
             bad.add(source.name(index), str(error))
             return None  # grain leaves it out
 
-    return read(grain.MapDataset.range(len(source)).map(load), batch_size, threads)
+    samples = grain.MapDataset.range(len(source))[rank::ranks]
+    return read(samples.map(load), batch_size, threads)
 
 
 def read(samples: grain.MapDataset, batch_size: int, threads: int) -> Generator[Batch, None, None]:

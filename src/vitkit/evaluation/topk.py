@@ -12,12 +12,16 @@ from vitkit.data.pipeline import Batch
 
 
 def top_k(
-    predict: Callable[[Tensor], Tensor], batches: Iterable[Batch], ks: tuple[int, ...] = (1, 5)
+    predict: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    ks: tuple[int, ...] = (1, 5),
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> dict[str, float]:
     """`predict` takes images (B, 3, H, W) to logits (B, K) -> {"top1", "top5", "loss", "images"}.
 
     Shares lie between 0 and 1; every image counts once; "loss" is the mean softmax cross-entropy.
-    With fewer than k classes top-k is 1.
+    With fewer than k classes top-k is 1. Where several processes have a share of the images each,
+    `total` sums what they counted.
     """
     right = dict.fromkeys(ks, 0)
     loss, images = 0.0, 0
@@ -29,6 +33,8 @@ def top_k(
             right[k] += int(hits[:, :k].any(dim=1).sum()) if k < logits.shape[1] else len(hits)
         loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
         images += len(batch.labels)
+    counted = total(torch.tensor([*right.values(), loss, images], dtype=torch.float64)).tolist()
+    right, loss, images = dict(zip(ks, counted, strict=False)), counted[-2], int(counted[-1])
     if not images:
         raise ValueError("no images to evaluate")
     shares = {f"top{k}": count / images for k, count in right.items()}

@@ -47,6 +47,22 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How the machine is used. "auto" is settled by a look at it, printed and recorded."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the net's blocks by torch.compile; auto: where the run is long enough to gain."""
+    checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """Compute activations again in the backward pass instead of keeping them: all but the outputs
+    of matrix products (selective), or a whole block's (full); auto: the least that fits."""
+    sharding: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    """With several processes: each holds the whole net (ddp), a part of it (fsdp), or a part
+    within groups of shard_over processes (hybrid); auto: ddp where it fits, else fsdp."""
+    shard_over: int | None = None
+    """Processes that share one copy of the weights with hybrid; by default those of a machine."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides what a run computes; it is written to the run's config.json."""
 
@@ -93,6 +109,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         for name, value in flat(self).items():
@@ -109,12 +126,15 @@ CHOICES = {
     "pooling": ("token", "mean", "map", "patch-mean", "token+mean"),
     "loss": ("softmax", "sigmoid"),
     "precision": ("auto", "fp32", "bf16"),
+    "engine.compile": ("auto", "on", "off"),
+    "engine.checkpointing": ("auto", "none", "selective", "full"),
+    "engine.sharding": ("auto", "ddp", "fsdp", "hybrid"),
 }
 
 # Name: (least, most, whether both may be reached). None as a value is always allowed.
 RANGES = {
-    **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every"),
-                    (1, math.inf, True)),
+    **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every",
+                     "engine.shard_over"), (1, math.inf, True)),
     **dict.fromkeys(("threads", "seed", "schedule.warmup_steps"), (0, 2**31, True)),
     **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate"), (0, math.inf, False)),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end"),
@@ -146,7 +166,13 @@ def check(name: str, value: Any) -> None:
         raise UsageError(f"{name} is {value}; the smaller share comes first")
 
 
-SHORT_NAMES = {"learning_rate": "optimizer.learning_rate"}  # the commonest have short names
+SHORT_NAMES = {  # the commonest have short names
+    "learning_rate": "optimizer.learning_rate",
+    "compile": "engine.compile",
+    "checkpointing": "engine.checkpointing",
+    "sharding": "engine.sharding",
+    "shard_over": "engine.shard_over",
+}
 
 LENGTHS = ("steps", "minutes", "epochs")  # one of them decides how long a run is
 

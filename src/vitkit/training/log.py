@@ -18,11 +18,15 @@ PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 class RunLog:
-    """Writes a line of metrics.jsonl for each record, and shows progress on standard error."""
+    """Writes a line of metrics.jsonl for each record, and shows progress on standard error.
 
-    def __init__(self, path: Path, steps: int, first: int = 0, quiet: bool = False) -> None:
-        cut_back(path, first)
-        self.file = path.open("a", encoding="utf-8")
+    Without a path, as in all processes of a run but the main one, nothing is written.
+    """
+
+    def __init__(self, path: Path | None, steps: int, first: int = 0, quiet: bool = False) -> None:
+        if path is not None:
+            cut_back(path, first)
+        self.file = None if path is None else path.open("a", encoding="utf-8")
         self.steps, self.quiet = steps, quiet
         self.console = Console(stderr=True, quiet=quiet)
         self.started, self.first = time.perf_counter(), first
@@ -40,7 +44,8 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -48,6 +53,8 @@ class RunLog:
 
     def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """A line for programs: step, kind ("train" or "evaluation") and the values."""
+        if self.file is None:
+            return
         self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self.file.flush()
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitkit.data.pipeline import Batch, TrainingStream
 from vitkit.data.transforms import Preprocessing, normalise
@@ -20,10 +18,11 @@ from vitkit.objectives.supervised import cross_entropy
 from vitkit.training.config import TrainConfig
 from vitkit.training.log import RunLog, memory_used
 from vitkit.training.optimizers import make_optimizer
-from vitkit.training.precision import Precision
+from vitkit.training.parallel import Engine, apply, parts_of_a_step, whole
 from vitkit.training.schedules import warmup_decay
 from vitkit.training.state import TrainState, save_state
 from vitkit.training.stopping import Interrupted, StopSignals
+from vitkit.training.world import mean, most
 
 EVALUATIONS = 4  # in a run, where the config does not say
 LOG_SECONDS = 1.0  # the loss is read, which waits for the device, about this often
@@ -36,9 +35,7 @@ class Setup:
 
     config: TrainConfig
     steps: int
-    device: torch.device
-    precision: Precision
-    threads: int  # that compute
+    engine: Engine
     preprocessing: Preprocessing
 
     @property
@@ -54,12 +51,17 @@ class Diverged(VitkitError):
     """The loss or a gradient is NaN or infinite."""
 
 
-def fresh_state(net: nn.Module, config: TrainConfig) -> TrainState:
-    """A net that is about to be trained, with its optimizer and Polyak average."""
+def fresh_state(net: nn.Module, config: TrainConfig, engine: Engine) -> TrainState:
+    """A net that is about to be trained, ready for its engine, with optimizer and average."""
+    return with_optimizer(net, apply(net, engine), config)
+
+
+def with_optimizer(net: nn.Module, forward: nn.Module, config: TrainConfig) -> TrainState:
     average = None
     if config.polyak:
-        average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.polyak))
-    return TrainState(net, make_optimizer(net, config.optimizer), average)
+        average = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = make_optimizer(net, config.optimizer)
+    return TrainState(net, forward, optimizer, average, parts=config.accumulation)
 
 
 def train(
@@ -78,26 +80,32 @@ def train(
     Ctrl-C or SIGTERM came, with the state saved.
     """
     rate = learning_rates(setup)
-    batches = stream.batches(first=state.step)
+    batches = on_device(stream.batches(first=state.step), setup.engine.device)
     meter = Meter(setup.config.batch_size)
     try:
         with StopSignals() as stop:
             while True:
-                if stop.received is None and evaluation_is_due(state, setup):
+                # All processes must do the same, so a stop of one, and the time of the longest
+                # since the last reading, are agreed upon; no process waits for its device here.
+                stopped = most(stop.received or 0)
+                if not stopped and evaluation_is_due(state, setup):
+                    check_finite(state)
                     evaluate_now(setup, state, evaluate, keep_best, log)
                     meter.restart()
-                if stop.received is not None or is_due(setup.save_every, state, setup):
+                if stopped or is_due(setup.save_every, state, setup):
+                    check_finite(state)
                     saved = save_state(checkpoints, state)
                     meter.restart()
-                    if stop.received is not None:
-                        raise Interrupted(stop.received, saved)
+                    if stopped:
+                        raise Interrupted(stopped, saved)
                 if state.step == setup.steps:
                     return
                 learning_rate = rate(state.step)
-                loss, norm = train_step(setup, state, next(batches), learning_rate)
+                loss, norm = train_step(setup, state, next(batches), learning_rate, log.say)
                 state.step += 1
                 meter.add(loss)
-                if meter.due() or state.step == setup.steps:
+                if most(meter.due() or state.step == setup.steps):
+                    check_finite(state)
                     mean_loss, speed = meter.read()
                     log.progress(state.step, mean_loss, speed)
                     values = {
@@ -111,38 +119,129 @@ def train(
 
 
 def train_step(
-    setup: Setup, state: TrainState, batch: Batch, learning_rate: float
+    setup: Setup,
+    state: TrainState,
+    batch: Batch,
+    learning_rate: float,
+    say: Callable[[str], None] = print,
 ) -> tuple[Tensor, Tensor]:
-    """One update of the weights -> (mean loss, gradient norm before clipping), both scalars."""
-    config = setup.config
-    torch.manual_seed(config.seed + state.step + 1)  # dropout follows from (seed, step)
-    for group in state.optimizer.param_groups:
+    """One update of the weights -> (mean loss, gradient norm before clipping), both scalars.
+
+    `batch` is this process's share of the batch, and the loss that of its images. Where memory
+    does not suffice the share is worked through in smaller parts, and `say` is told. Nothing
+    here waits for a GPU: a gradient that is not finite leaves the weights alone from then on,
+    and is raised as Diverged by `check_finite`; on a CPU at once.
+    """
+    config, optimizer = setup.config, state.optimizer
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate
     state.net.train()
-    state.optimizer.zero_grad()
-    images, labels = batch.images.to(setup.device), batch.labels.to(setup.device)
-    total = torch.zeros((), device=setup.device)
-    for some_images, some_labels in zip(
-        images.chunk(config.accumulation), labels.chunk(config.accumulation), strict=True
-    ):
-        pixels = normalise(some_images, setup.preprocessing.mean, setup.preprocessing.std)
-        with setup.precision.autocast(setup.device):
-            logits = state.net(pixels)
-        loss = cross_entropy(logits, some_labels, config.loss, config.label_smoothing)
-        loss = loss * (len(some_labels) / len(labels))  # parts may differ by an image
-        loss.backward()
-        total += loss.detach()
+    batch = Batch(batch.images.to(setup.engine.device), batch.labels.to(setup.engine.device))
+    loss = gradients(setup, state, batch)
+    while loss is None:
+        halve_parts(setup, state, len(batch.labels), say)
+        loss = gradients(setup, state, batch)
     limit = config.optimizer.clip_norm or math.inf
-    norm = nn.utils.clip_grad_norm_(state.net.parameters(), limit)
-    if not torch.isfinite(norm):
-        raise Diverged(
-            f"step {state.step}: the gradient is not finite (loss {float(total):.3g}); the weights "
-            "are as they were before this step; start again with a lower --learning-rate"
+    norm = whole(nn.utils.clip_grad_norm_(state.net.parameters(), limit))
+    state.note(loss, norm)
+    if setup.engine.device.type == "cpu":
+        check_finite(state)
+    else:  # the fused optimizers read it on the device, and change nothing where it is 1
+        optimizer.found_inf = state.diverged  # type: ignore[attr-defined]
+    optimizer.step()
+    state.update_average(config.polyak)
+    return loss, norm
+
+
+def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
+    """Gradients of the batch's mean loss, which is given; None where memory did not suffice."""
+    config, world = setup.config, setup.engine.world
+    # Dropout follows from (seed, step, process).
+    torch.manual_seed(config.seed + state.step + 1 + (world.rank << 32))
+    state.optimizer.zero_grad()
+    total = torch.zeros((), device=setup.engine.device)
+    parts = list(zip(batch.images.chunk(state.parts), batch.labels.chunk(state.parts), strict=True))
+    try:
+        for number in parts_of_a_step(state.forward, len(parts)):
+            images, labels = parts[number]
+            pixels = normalise(images, setup.preprocessing.mean, setup.preprocessing.std)
+            with setup.engine.autocast():
+                logits = state.forward(pixels)
+            loss = cross_entropy(logits, labels, config.loss, config.label_smoothing)
+            loss = loss * (len(labels) / len(batch.labels))  # parts may differ by an image
+            loss.backward()
+            total += loss.detach()
+    except RuntimeError as error:  # torch's OutOfMemoryError is one
+        if not is_out_of_memory(error):
+            raise
+        # Outside this block the error, and with it the activations it refers to, is gone.
+        total = None
+    return total
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; the CPU's allocator has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halve_parts(setup: Setup, state: TrainState, images: int, say: Callable[[str], None]) -> None:
+    """Work through a batch in twice as many parts; VitkitError where that is not possible."""
+    state.optimizer.zero_grad()
+    if setup.engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    now, wanted = math.ceil(images / state.parts), 2 * state.parts
+    advice = f"--accumulation {wanted} --resume auto, or a checkpointing that keeps less"
+    alone = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in state.net.modules())
+    if setup.engine.world.size > 1 or alone or now == 1:
+        # Other processes already wait for this one's gradients; batch norms see a part alone.
+        raise VitkitError(
+            f"step {state.step}: out of memory with {now} image(s) at once"
+            + (f" in process {setup.engine.world.rank}" if setup.engine.world.size > 1 else "")
+            + f"; the weights are as they were before; start again with {advice}"
         )
-    state.optimizer.step()
-    if state.average is not None:
-        state.average.update_parameters(state.net)
-    return total, norm
+    state.parts = wanted
+    say(
+        f"step {state.step}: out of memory with {now} images at once; going on with "
+        f"{math.ceil(images / wanted)}, the batch and the result stay the same"
+    )
+
+
+def check_finite(state: TrainState) -> None:
+    """Diverged where a gradient was not finite since the run began; waits for the device."""
+    if not bool(state.diverged):
+        return
+    raise Diverged(
+        f"by step {state.step}: the gradient is not finite (loss {float(state.bad_loss):.3g}); the "
+        "weights are as they were before it; start again with a lower --learning-rate"
+    )
+
+
+def on_device(
+    batches: Generator[Batch, None, None], device: torch.device
+) -> Generator[Batch, None, None]:
+    """The same batches; on CUDA each is copied on a stream of its own while the last is used."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+
+    def copies() -> Iterator[Batch]:
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                pinned = (batch.images.pin_memory(), batch.labels.pin_memory())
+                yield Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
+
+    try:
+        copied = copies()
+        ahead = next(copied)
+        while True:
+            torch.cuda.current_stream(device).wait_stream(stream)
+            batch, ahead = ahead, next(copied)
+            for tensor in (batch.images, batch.labels):
+                tensor.record_stream(torch.cuda.current_stream(device))
+            yield batch
+    finally:
+        batches.close()
 
 
 def evaluate_now(
@@ -152,7 +251,8 @@ def evaluate_now(
     keep_best: Callable[[], None],
     log: RunLog,
 ) -> None:
-    metrics = evaluate(state.evaluated())
+    with state.averaged() as net:
+        metrics = evaluate(net)
     log.record(state.step, "evaluation", metrics)
     log.say(f"step {state.step}/{setup.steps}  top-1 {metrics['top1']:.1%} on the held-out images")
     state.evaluated_at = state.step
@@ -179,33 +279,49 @@ def learning_rates(setup: Setup) -> Callable[[int], float]:
     return warmup_decay(schedule.kind, base, setup.steps, warmup, schedule.linear_end)
 
 
-def steps_in(seconds: float, setup: Setup, state: TrainState, stream: TrainingStream,
-             held_out: int) -> int:  # fmt: skip
-    """How many steps fit into a time, evaluations included, by timing some on a copy."""
-    trial = copy.deepcopy(state)
-    batches = stream.batches()
+def steps_in(seconds: float, setup: Setup, net: nn.Module, forward: nn.Module,
+             stream: TrainingStream, held_out: int) -> int:  # fmt: skip
+    """How many steps fit into a time, evaluations included, by timing some that change nothing.
+
+    All processes take the time of the slowest.
+    """
     started = time.perf_counter()
-    try:
-        for _ in range(PROBE_WARMUP):
-            train_step(setup, trial, next(batches), 0.0)
-        timed, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < PROBE_SECONDS or timed < PROBE_WARMUP:
-            train_step(setup, trial, next(batches), 0.0)
-            timed += 1
-        each = (time.perf_counter() - begin) / timed
-    finally:
-        batches.close()
+    each = seconds_of_a_step(setup, net, forward, stream)
     left = seconds - (time.perf_counter() - started)
     evaluation = held_out * each / setup.config.batch_size / 3  # forward is a third of a step
     if setup.config.evaluate_every is None:
         left -= EVALUATIONS * evaluation
     else:
         each += evaluation / setup.config.evaluate_every
-    return max(1, int(left / each))
+    return -most(-max(1, int(left / each)))
+
+
+def seconds_of_a_step(
+    setup: Setup, net: nn.Module, forward: nn.Module, stream: TrainingStream
+) -> float:
+    """By steps with a learning rate of 0 and an optimizer of their own; compiling is not timed."""
+    trial = with_optimizer(net, forward, setup.config)
+    kept = {name: buffer.clone() for name, buffer in net.named_buffers()}  # batch norms' means
+    batches = on_device(stream.batches(), setup.engine.device)
+    try:
+        for _ in range(PROBE_WARMUP):
+            train_step(setup, trial, next(batches), 0.0)
+        check_finite(trial)  # waits for the device
+        timed, begin = 0, time.perf_counter()
+        while most(time.perf_counter() - begin < PROBE_SECONDS or timed < PROBE_WARMUP):
+            train_step(setup, trial, next(batches), 0.0)
+            timed += 1
+        check_finite(trial)
+        return (time.perf_counter() - begin) / timed
+    finally:
+        batches.close()
+        trial.optimizer.zero_grad()
+        for name, buffer in net.named_buffers():
+            buffer.copy_(kept[name])
 
 
 class Meter:
-    """Mean loss and speed since it was last read, without waiting for the device at each step."""
+    """Mean loss of all processes, and speed, since it was last read; only reading waits."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -218,11 +334,11 @@ class Meter:
     def add(self, loss: Tensor) -> None:
         self.losses.append(loss)
 
-    def due(self) -> bool:
-        return time.perf_counter() - self.began >= LOG_SECONDS
+    def due(self) -> int:
+        return int(time.perf_counter() - self.began >= LOG_SECONDS)
 
     def read(self) -> tuple[float, float]:
-        loss = float(torch.stack(self.losses).mean())
+        loss = float(mean(torch.stack(self.losses).mean()))
         speed = len(self.losses) * self.batch_size / (time.perf_counter() - self.began)
         self.restart()
         return loss, speed

@@ -26,14 +26,16 @@ class Precision:
 ONE_THREAD_BELOW = 4e9  # FLOPs of a step
 
 
-def choose_threads(flops_of_a_step: float, device: torch.device) -> int:
+def choose_threads(flops_of_a_step: float, device: torch.device, processes: int = 1) -> int:
     """Threads that compute: one for a step too small to share on a CPU, else what torch takes.
+
+    That is shared among the processes of this machine, each of which has its own step.
 
     Two threads gain little on such a step, and wait for each other as soon as anything else, the
     loading of images say, wants a core (docs/performance.md).
     """
     small = device.type == "cpu" and flops_of_a_step < ONE_THREAD_BELOW
-    return 1 if small else torch.get_num_threads()
+    return 1 if small else max(1, torch.get_num_threads() // processes)
 
 
 @contextmanager
@@ -47,20 +49,33 @@ def computing_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """ "auto" is CUDA, else MPS, else the CPU. Raises UsageError for one that is not there."""
+def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
+    """ "auto" is CUDA, else MPS, else the CPU. Raises UsageError for one that is not there.
+
+    With a `local_rank` each process of a machine takes the CUDA device of its number.
+    """
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if wanted == "auto":
-        return torch.device(next(name for name, available in there.items() if available))
+        wanted = next(name for name, available in there.items() if available)
     kind = wanted.split(":")[0]
     if not there.get(kind, False):
         usable = [name for name, available in there.items() if available]
         raise UsageError(f"device {wanted!r} is not usable here; usable: auto, {', '.join(usable)}")
-    return torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"device {wanted!r} is none; usable: auto, cpu, cuda, cuda:1") from error
+    if kind == "cuda":
+        number = device.index if local_rank is None else local_rank
+        count = torch.cuda.device_count()
+        if (number or 0) >= count:
+            raise UsageError(f"CUDA device {number} is not there: this machine has {count}, 0 up")
+        return device if number is None else torch.device("cuda", number)
+    return device
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:

@@ -39,7 +39,7 @@ def finetune(
     net = net_config(final, task, model)
     name = "in memory" if isinstance(checkpoint, Model) else str(checkpoint)
     return train_run(
-        "finetune", task, final, lambda: adapted(model.net, net), out=out, resume=resume,
+        "finetune", task, final, net, lambda: adapted(model.net, net), out=out, resume=resume,
         device=device, quiet=quiet, parent={"checkpoint": name, **model.provenance},
         preprocessing=model.preprocessing.at(final.image_size),
     )  # fmt: skip

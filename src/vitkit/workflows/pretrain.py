@@ -36,7 +36,7 @@ def pretrain(
     final = override(config or recipe_config(task, recipe), fields)
     net = net_config(final, task)
     return train_run(
-        "pretrain", task, final, lambda: make(net), out=out, resume=resume,
+        "pretrain", task, final, net, lambda: make(net), out=out, resume=resume,
         device=device, quiet=quiet,
     )  # fmt: skip
 

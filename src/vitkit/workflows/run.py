@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitkit.checkpoints.bundle import Bundle, write_bundle
-from vitkit.data.pipeline import TrainingStream, evaluation_batches
+from vitkit.data.pipeline import Batch, TrainingStream, evaluation_batches
 from vitkit.data.transforms import Preprocessing, TrainTransform
 from vitkit.errors import UsageError
 from vitkit.evaluation.topk import top_k
@@ -24,6 +25,7 @@ from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
 from vitkit.training.log import RunLog
 from vitkit.training.loop import Setup, fresh_state, steps_in, train
+from vitkit.training.parallel import Engine, choose_compile, choose_sharding
 from vitkit.training.precision import (
     Precision,
     choose_device,
@@ -32,10 +34,20 @@ from vitkit.training.precision import (
     computing_threads,
 )
 from vitkit.training.state import TrainState, load_state
+from vitkit.training.world import (
+    World,
+    from_environment,
+    from_main,
+    joined,
+    most,
+    of_all,
+    total,
+)
 from vitkit.workflows.run_folder import check_resumed, run_folder, write_run_config
 from vitkit.workflows.task import Task
 
 EVALUATION_BATCH = 256
+COMPILE_FROM_MINUTES = 5  # of a run whose length is a time, on a CPU
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ def train_run(
     kind: str,
     task: Task,
     config: TrainConfig,
+    net_config: NetConfig,
     make_net: Callable[[], Net],
     *,
     out: str | Path | None = None,
@@ -68,39 +81,59 @@ def train_run(
 ) -> Run:
     """Train a net on a task into a run directory (docs/design.md, "A run directory").
 
-    `preprocessing` is by default the authors' direct resize; `parent` says what checkpoint the net
-    comes from.
+    `make_net` makes the net of `net_config` with its first weights. `preprocessing` is by default
+    the authors' direct resize; `parent` says what checkpoint the net comes from. Where torchrun or
+    `--gpus` started several processes, all call this together and the main one writes.
     """
     began = time.perf_counter()
     preprocessing = preprocessing or Preprocessing.direct(config.image_size)
-    folder, saved = run_folder(out or f"runs/{kind}", resume)
-    recorded = check_resumed(folder, kind, config, task, parent) if saved else {}
-    torch.manual_seed(config.seed)
-    net = make_net()
-    setup = choose_setup(config, net.config, preprocessing, device, recorded)
-    net.to(setup.device)
-    transform = TrainTransform(config.image_size, config.augment.crop_area, config.augment.flip)
-    stream = TrainingStream(task.train, transform, config.batch_size, config.seed, config.threads)
-    state = fresh_state(net, config)
-    with computing_threads(setup.threads):
-        steps = recorded.get("steps") or fixed_steps(config, task)
-        if steps is None and config.minutes is not None:
-            left = config.minutes * 60 - (time.perf_counter() - began)
-            steps = steps_in(left, setup, state, stream, len(task.val))
-        assert steps is not None  # fixed_steps gives None only where minutes decide
-        setup = replace(setup, steps=steps)
-        if saved:
-            load_state(saved, state)
-        else:
-            write_run_config(folder, kind, setup, task, parent)
-        lineage = {
-            "kind": kind, "model": config.model, "recipe": config.recipe, "steps": steps,
-            "data": task.name, "data_fingerprint": task.fingerprint, "from": parent,
-        }  # fmt: skip
-        opening = f"{plan(kind, net.config, config, task, setup)}\nrun {folder}"
-        train_into(folder, opening, setup, state, stream, task, lineage, quiet)
-    write_report(folder)
+    world = from_environment()
+    check_shares(config, task, world)
+    place = choose_device(device, world.local_rank if world.size > 1 else None)
+    with joined(place):
+        folder, saved, recorded = from_main(lambda: opened(kind, task, config, parent, out, resume))
+        torch.manual_seed(config.seed)
+        meta = make_meta(net_config)
+        engine = choose_engine(config, meta, task, place, world, recorded)
+        setup = Setup(config, 1, engine, preprocessing)
+        # Sharded weights are drawn by the main process, which then hands out the parts.
+        elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
+        state = fresh_state(meta if elsewhere else make_net(), config, engine)
+        transform = TrainTransform(config.image_size, config.augment.crop_area, config.augment.flip)
+        stream = TrainingStream(task.train, transform, config.batch_size, config.seed,
+                                config.threads, world.rank, world.size)  # fmt: skip
+        with computing_threads(engine.threads):
+            steps = recorded.get("steps") or fixed_steps(config, task)
+            if steps is None and config.minutes is not None:
+                left = config.minutes * 60 - (time.perf_counter() - began)
+                steps = steps_in(left, setup, state.net, state.forward, stream, len(task.val))
+            assert steps is not None  # fixed_steps gives None only where minutes decide
+            setup = replace(setup, steps=steps)
+            if saved:
+                load_state(saved, state)
+            else:
+                from_main(lambda: write_run_config(folder, kind, setup, task, parent))
+            lineage = {
+                "kind": kind, "model": config.model, "recipe": config.recipe, "steps": steps,
+                "data": task.name, "data_fingerprint": task.fingerprint, "from": parent,
+            }  # fmt: skip
+            opening = f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
+            train_into(folder, opening, setup, state, net_config, stream, task, lineage, quiet)
+        from_main(lambda: write_report(folder))
     return Run(folder, state.best, steps, time.perf_counter() - began)
+
+
+def opened(
+    kind: str,
+    task: Task,
+    config: TrainConfig,
+    parent: dict[str, Any] | None,
+    out: str | Path | None,
+    resume: str | None,
+) -> tuple[Path, Path | None, dict[str, Any]]:
+    """The run directory, the state to go on from, and what the run has recorded of itself."""
+    folder, saved = run_folder(out or f"runs/{kind}", resume)
+    return folder, saved, check_resumed(folder, kind, config, task, parent) if saved else {}
 
 
 def train_into(
@@ -108,72 +141,136 @@ def train_into(
     opening: str,
     setup: Setup,
     state: TrainState,
+    net_config: NetConfig,
     stream: TrainingStream,
     task: Task,
     lineage: dict[str, Any],
     quiet: bool,
 ) -> None:
     """Train, with metrics, states and the bundles best/ and last/ written into the folder."""
+    world = setup.engine.world
 
     def write(name: str) -> None:
-        net = state.evaluated()
-        assert isinstance(net, Net)
-        bundle = Bundle(net, task.train.class_names, setup.preprocessing, lineage)
-        write_bundle(folder / name, bundle)
+        weights = state.evaluated()
+
+        def bundle() -> None:
+            net = make_meta(net_config)
+            net.load_state_dict(weights, assign=True)
+            content = Bundle(net, task.train.class_names, setup.preprocessing, lineage)
+            write_bundle(folder / name, content)
+
+        from_main(bundle)
 
     def evaluate(net: nn.Module) -> dict[str, float]:
         batches = evaluation_batches(
-            task.val, setup.preprocessing, EVALUATION_BATCH, setup.config.threads, stream.bad
-        )
-        return top_k(predictor(net, setup), batches)
+            task.val, setup.preprocessing, EVALUATION_BATCH, setup.config.threads, stream.bad,
+            world.rank, world.size,
+        )  # fmt: skip
+        # Uncompiled: other shapes than training's would each be compiled anew.
+        with torch.compiler.set_stance("force_eager"):
+            return top_k(predictor(net, setup), in_step(batches, world), total=total)
 
-    with RunLog(folder / "metrics.jsonl", setup.steps, state.step, quiet) as log:
+    metrics = folder / "metrics.jsonl" if world.main else None
+    with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
         log.say(opening + (f", resumed at step {state.step:,}" if state.step else ""))
         train(setup, state, stream, evaluate, partial(write, "best"), log, folder / "checkpoints")
-        for name, reason in stream.bad.reasons.items():
-            log.say(f"passed over a bad image: {name}: {reason}")
+        for reasons in of_all(stream.bad.reasons):
+            for name, reason in reasons.items():
+                log.say(f"passed over a bad image: {name}: {reason}")
     write("last")
 
 
-def choose_setup(
+def choose_engine(
     config: TrainConfig,
-    net: NetConfig,
-    preprocessing: Preprocessing,
-    device: str,
+    net: Net,
+    task: Task,
+    device: torch.device,
+    world: World,
     recorded: dict[str, Any],
-) -> Setup:
-    """Device, precision and threads by a look at the machine, or as a resumed run recorded them."""
-    check_parts(net, config)
-    place = choose_device(device)
-    precision = choose_precision(config.precision, place)
-    step_flops = 3 * cost.flops(net) * config.batch_size  # backward costs two forward passes
-    threads = choose_threads(step_flops, place)
+) -> Engine:
+    """How to compute, by a look at the machine, or as a resumed run recorded it."""
+    check_parts(net, config, world)
+    precision = choose_precision(config.precision, device)
+    image = 3 * cost.flops(net.config)  # backward costs two forward passes
+    threads = choose_threads(image * config.batch_size / world.size, device, world.local_size)
+    steps = fixed_steps(config, task)
+    work = math.inf if steps is None else image * config.batch_size * steps
+    if steps is None and config.minutes is not None:
+        long = config.minutes >= COMPILE_FROM_MINUTES
+        work = math.inf if long else 0.0
+    compiled = choose_compile(config.engine, net, device, work)
+    checkpointing = config.engine.checkpointing
+    checkpointing = "none" if checkpointing == "auto" else checkpointing
+    sharding, over = choose_sharding(config.engine, world, lambda kind: True)
     if recorded:
         precision = Precision(recorded["precision"], "as the run was started")
-        threads = recorded["torch_threads"]
-    return Setup(config, 1, place, precision, threads, preprocessing)
+        threads, compiled = recorded["torch_threads"], recorded.get("compile", False)
+        checkpointing = recorded.get("checkpointing", "none")
+    return Engine(device, precision, threads, compiled, checkpointing, sharding, over, world)
 
 
-def check_parts(net: NetConfig, config: TrainConfig) -> None:
+def check_shares(config: TrainConfig, task: Task, world: World) -> None:
+    """UsageError where the processes of a run cannot share its images or a batch."""
+    if world.size > len(task.train):
+        raise UsageError(
+            f"{world.size} processes for {len(task.train)} images in {task.name}: each needs one; "
+            f"start at most {len(task.train)}"
+        )
+    if config.batch_size % world.size:
+        below = config.batch_size // world.size * world.size
+        near = " or ".join(str(n) for n in (below, below + world.size) if n)
+        raise UsageError(
+            f"a batch of {config.batch_size} cannot be shared by {world.size} processes; give "
+            f"--batch-size {near}"
+        )
+    share = config.batch_size // world.size
+    if config.accumulation > share:
+        raise UsageError(
+            f"accumulation is {config.accumulation}, more than the {share} images of a batch that "
+            f"each of {world.size} processes has"
+        )
+
+
+def in_step(batches: Iterator[Batch], world: World) -> Iterator[Batch]:
+    """The same batches, and empty ones after them until all processes have finished theirs."""
+    if world.size == 1:
+        yield from batches
+        return
+    none: Batch | None = None
+    while True:
+        batch = next(batches, none)
+        if not most(batch is not None):
+            return
+        yield batch or Batch(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+def check_parts(net: Net, config: TrainConfig, world: World) -> None:
     """UsageError where a net with batch norms would see a part of a batch that is one image."""
-    parts = torch.empty(config.batch_size).chunk(config.accumulation)  # as the loop takes them
-    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in make_meta(net).modules())
+    share = config.batch_size // world.size
+    parts = torch.empty(share).chunk(config.accumulation)  # as the loop takes them
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
     if normed and len(parts[-1]) == 1:
         raise UsageError(
             f"{config.model} has batch norms, which cannot train on a single image: a batch of "
-            f"{config.batch_size} in {config.accumulation} part(s) leaves one; give a larger "
-            "--batch-size, or one that --accumulation divides"
+            f"{config.batch_size} in {config.accumulation * world.size} part(s) leaves one; give a "
+            "larger --batch-size, or one that --accumulation divides"
         )
 
 
 def predictor(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
     """Images -> logits as the run computes them."""
+    engine = setup.engine
 
-    @torch.inference_mode()
+    # Sharded weights are gathered in place, which tensors of inference mode do not allow.
+    @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
         net.eval()
-        with setup.precision.autocast(setup.device):
-            return net(images.to(setup.device))
+        empty = len(images) == 0  # of a process that has no more: it computes along
+        if empty:
+            images = torch.zeros(1, 3, *setup.config.image_size)
+        with engine.autocast():
+            logits = net(images.to(engine.device))
+        return logits[:0] if empty else logits
 
     return predict
 
@@ -201,7 +298,6 @@ def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setu
             f"{cost.flops(net) / 1e9:.2f} GFLOPs an image",
             f"data {task.name}: {len(task.train):,} images of "
             f"{len(task.train.class_names)} classes, {len(task.val):,} held out",
-            f"{duration} of {config.batch_size} images on {setup.device} in "
-            f"{setup.precision.name} ({setup.precision.why})",
+            f"{duration} of {config.batch_size} images on {setup.engine.summary()}",
         ]
     )

@@ -104,11 +104,7 @@ def write_run_config(
     content = {
         "kind": kind,
         "config": to_json(setup.config),
-        "resolved": {
-            "steps": setup.steps, "precision": setup.precision.name,
-            "precision_why": setup.precision.why, "device": str(setup.device),
-            "torch_threads": setup.threads,
-        },
+        "resolved": {"steps": setup.steps, **setup.engine.record()},
         "from": parent,
         "data": task.record(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},

@@ -1,0 +1,189 @@
+"""The processes of a run: one, or as many as torchrun or `--gpus` started.
+
+Everything here works alike in a run of one process, where nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vitkit.errors import ElsewhereError, UsageError, VitkitError
+
+PATIENCE = timedelta(minutes=30)  # the longest that processes wait for each other
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is."""
+
+    rank: int = 0  # among all
+    size: int = 1
+    local_rank: int = 0  # among those of this machine
+    local_size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+
+def from_environment() -> World:
+    """As torchrun says it in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    try:
+        found = [int(os.environ.get(n, d)) for n, d in zip(names, (0, 1, 0, 1), strict=True)]
+    except ValueError as error:
+        given = {name: os.environ.get(name) for name in names}
+        raise UsageError(f"{given}: expected numbers; start the run by torchrun") from error
+    return World(*found)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The processes of a run are connected inside the block: by NCCL for CUDA, gloo for the CPU."""
+    world = from_environment()
+    if world.size == 1 or dist.is_initialized():
+        yield world
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise VitkitError(
+            f"process {world.rank} of {world.size} cannot reach the others: {error}; check "
+            "MASTER_ADDR and MASTER_PORT, or start the run by torchrun"
+        ) from error
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def most(number: int) -> int:
+    """The largest of the processes' numbers, in all of them; waits on the host, not the device."""
+    if not dist.is_initialized():
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of the processes' values; any shape, on any device."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def mean(value: Tensor) -> Tensor:
+    return total(value) / (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def from_main(work: Callable[[], Any]) -> Any:
+    """What `work` gives in the main process, in all of them; where it fails, all of them fail."""
+    if not dist.is_initialized():
+        return work()
+    told: list[Any] = [None, None]
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            told[0] = work()
+        except Exception as error:
+            failure = error
+            told[1] = (str(error), getattr(error, "exit_code", 1))
+    dist.broadcast_object_list(told)
+    if failure is not None:
+        raise failure
+    if told[1] is not None:
+        elsewhere = ElsewhereError(told[1][0])
+        elsewhere.exit_code = told[1][1]
+        raise elsewhere
+    return told[0]
+
+
+def of_all(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def start(work: Callable[[Any], int], argument: Any, processes: int) -> int:
+    """Run `work(argument)` in that many processes of this machine -> the first exit code not 0.
+
+    Ctrl-C and SIGTERM are handed on, a second one ends everything at once; where one process
+    fails, the others are ended.
+    """
+    from torch.multiprocessing.spawn import (
+        ProcessExitedException,
+        ProcessRaisedException,
+        start_processes,
+    )
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = start_processes(
+        process, (work, argument, processes, port), nprocs=processes, join=False
+    )
+    assert context is not None
+    received: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        received.append(number)
+        for child in context.processes:
+            # Never SIGINT: a terminal has sent one already, and a second ends a process unsaved.
+            if child is not None and child.is_alive():
+                (child.terminate if len(received) == 1 else child.kill)()
+
+    before = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not context.join(grace_period=10):
+            pass
+    except ProcessExitedException as error:
+        if received:
+            return 128 + received[0]
+        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+    except ProcessRaisedException:
+        return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def process(rank: int, work: Callable[[Any], int], argument: Any, size: int, port: int) -> None:
+    """One of the processes that `start` starts."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    leave(work(argument))
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that is one of several.
+
+    Python's own way out now and then aborts in the threads of gloo (torch 2.14: "terminate called
+    without an active exception"), after all work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,158 @@
+"""Several gloo processes compute what one computes: losses, gradients, weights, states."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_loop import setup
+
+from vitkit.data.pipeline import TrainingStream
+from vitkit.data.sources import digits
+from vitkit.data.transforms import TrainTransform
+from vitkit.models.nets import make_meta
+from vitkit.models.variants import build, config
+from vitkit.training.loop import fresh_state, learning_rates, train_step
+from vitkit.training.parallel import Engine, gathered
+from vitkit.training.precision import Precision
+from vitkit.training.state import load_state, newest_state, save_state
+from vitkit.training.world import from_environment, joined, mean, start
+
+STEPS = 20
+CPU = torch.device("cpu")
+
+
+def work(given: dict) -> int:
+    """One process of a run of some steps; the main one writes what came of it to a file."""
+    torch.set_num_threads(1)
+    with joined(CPU):
+        world = from_environment()
+        engine = Engine(
+            CPU, Precision(given.get("precision", "fp32"), "for a test"), 1,
+            checkpointing=given.get("checkpointing", "none"), sharding=given["sharding"],
+            shard_over=given.get("shard_over", world.size), world=world,
+        )  # fmt: skip
+        settings = setup(
+            STEPS, polyak=0.9, accumulation=given.get("accumulation", 1), engine=engine
+        )
+        torch.manual_seed(0)
+        net = build("ViT-Pico/4", 10, 8)
+        torch.nn.init.normal_(net.head.weight, std=0.1)
+        if engine.sharding in ("fsdp", "hybrid") and not world.main:
+            net = make_meta(config("ViT-Pico/4", 10, 8))
+        if given.get("double"):
+            net.double().register_forward_pre_hook(lambda net, inputs: (inputs[0].double(),))
+        state = fresh_state(net, settings.config, engine)
+        if given.get("resume"):
+            load_state(newest_state(given["resume"])[0], state)
+        stream = TrainingStream(
+            digits().train, TrainTransform((8, 8), flip=False), 16, 0, 0, world.rank, world.size
+        )
+        batches, rate, losses, found = stream.batches(state.step), learning_rates(settings), [], {}
+        for step in range(state.step, given.get("steps", STEPS)):
+            loss, norm = train_step(settings, state, next(batches), rate(step))
+            if step == 0:
+                gradients = {f"gradient/{n}": p.grad for n, p in state.net.named_parameters()}
+                found |= gathered(gradients) | {"norm": norm}
+            state.step += 1
+            losses.append(mean(loss))
+        batches.close()
+        if given.get("save"):
+            save_state(given["save"], state)
+        with state.averaged() as averaged:
+            found |= gathered({f"average/{n}": p.clone() for n, p in averaged.named_parameters()})
+        found |= gathered({f"weight/{n}": t for n, t in state.net.state_dict().items()})
+        if world.main:
+            save_file(found | {"losses": torch.stack(losses)}, given["file"])
+    return 0
+
+
+def outcome(tmp_path, processes, **given):
+    given["file"] = str(tmp_path / f"{processes}-{len(list(tmp_path.iterdir()))}.safetensors")
+    if processes == 1:
+        work(given | {"sharding": "none"})
+    else:
+        assert start(work, given, processes) == 0
+    return load_file(given["file"])
+
+
+def close(found, expected, kind, tolerance):
+    """The largest difference over the largest value, for each tensor of a kind."""
+    names = [name for name in expected if name.startswith(kind)]
+    assert names and found.keys() == expected.keys()
+    for name in names:
+        scale = expected[name].abs().max() + 1e-30
+        assert (found[name] - expected[name]).abs().max() <= tolerance * scale, name
+
+
+WAYS = [
+    (2, {"sharding": "ddp"}),
+    (2, {"sharding": "fsdp"}),
+    (4, {"sharding": "ddp"}),
+    (4, {"sharding": "fsdp"}),
+    (4, {"sharding": "hybrid", "shard_over": 2}),
+]
+NAMES = [f"{processes} {way['sharding']}" for processes, way in WAYS]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    return {double: outcome(folder, 1, double=double) for double in (False, True)}
+
+
+@pytest.mark.parametrize(("processes", "way"), WAYS, ids=NAMES)
+def test_losses_and_gradients_are_those_of_one_process(tmp_path, one, processes, way):
+    found = outcome(tmp_path, processes, **way)
+    torch.testing.assert_close(found["losses"], one[False]["losses"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found["norm"], one[False]["norm"], rtol=1e-6, atol=0)
+    close(found, one[False], "gradient/", 1e-6)
+
+
+@pytest.mark.parametrize(("processes", "way"), WAYS, ids=NAMES)
+def test_in_float64_the_weights_after_twenty_steps_are_those_of_one_process(
+    tmp_path, one, processes, way
+):
+    found = outcome(tmp_path, processes, double=True, **way)
+    close(found, one[True], "weight/", 1e-10)
+    close(found, one[True], "average/", 1e-10)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_parts_of_a_batch_add_up_over_processes(tmp_path, one, sharding):
+    found = outcome(tmp_path, 2, sharding=sharding, double=True, accumulation=4)
+    close(found, one[True], "weight/", 1e-10)
+
+
+def test_a_sharded_state_is_whole_and_goes_on_in_another_number_of_processes(tmp_path, one):
+    saved = tmp_path / "checkpoints"
+    saved.mkdir()
+    outcome(tmp_path, 4, sharding="fsdp", double=True, steps=10, save=saved)
+    for processes, sharding in ((2, "fsdp"), (2, "ddp"), (1, "none")):
+        found = outcome(tmp_path, processes, sharding=sharding, double=True, resume=saved)
+        expected = {n: t for n, t in one[True].items() if n.startswith(("weight/", "average/"))}
+        close({n: found[n] for n in expected}, expected, "weight/", 1e-10)
+        close({n: found[n] for n in expected}, expected, "average/", 1e-10)
+
+
+def test_processes_that_are_not_the_main_one_hold_no_weights_before_they_are_handed_out():
+    net = make_meta(config("ViT-Pico/4", 10, 8))
+    assert all(p.device.type == "meta" for p in net.parameters())
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_in_bfloat16_with_checkpointing_processes_train_too(tmp_path, sharding):
+    alone = outcome(tmp_path, 1, precision="bf16")
+    found = outcome(tmp_path, 2, sharding=sharding, precision="bf16", checkpointing="selective")
+    torch.testing.assert_close(found["losses"], alone["losses"], rtol=2e-2, atol=0)
+
+
+def test_the_processes_together_see_the_stream_of_one():
+    def stream(rank=0, ranks=1):
+        transform = TrainTransform((8, 8))
+        return TrainingStream(digits().train, transform, 12, 3, 0, rank, ranks).batches(first=5)
+
+    whole = next(stream())
+    for ranks in (2, 3, 4):
+        shares = [next(stream(rank, ranks)) for rank in range(ranks)]
+        for rank, share in enumerate(shares):
+            assert torch.equal(share.images, whole.images[rank::ranks])
+            assert torch.equal(share.labels, whole.labels[rank::ranks])
