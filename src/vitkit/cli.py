@@ -188,6 +188,7 @@ def pretrain(argv: list[str]) -> Any:
     task = open_task(words.data)
     recipe = workflow.recipe_config(task, words.config.recipe)
     words = with_length(parse(Pretrain(config=recipe), "pretrain", argv), argv)
+    check_gpus(words)
     if words.gpus and not words.dry_run and alone():
         return several(words, "pretrain", argv, task)
     if words.dry_run:
@@ -212,6 +213,7 @@ def finetune(argv: list[str]) -> Any:
     say_assumed(model)
     recipe = workflow.recipe_config(task, words.config.recipe, model)
     words = with_length(parse(Finetune(config=recipe), "finetune", argv), argv)
+    check_gpus(words)
     if words.gpus and not words.dry_run and alone():
         return several(words, "finetune", argv, task)
     if words.dry_run:
@@ -221,6 +223,13 @@ def finetune(argv: list[str]) -> Any:
         device=words.device,
     )  # fmt: skip
     return finished(words, run, f"vitkit predict {run.folder} IMAGES/ -o predictions.csv")
+
+
+def check_gpus(words: Pretrain) -> None:
+    if words.gpus is not None and words.gpus < 1:
+        raise UsageError(f"--gpus is {words.gpus}; it must be at least 1")
+    if words.gpus is not None and not alone() and os.environ["WORLD_SIZE"] != str(words.gpus):
+        raise UsageError("--gpus is for one machine without torchrun; under torchrun leave it out")
 
 
 def alone() -> bool:
@@ -393,6 +402,7 @@ def complain(error: object, code: int, debug: bool = False) -> int:
     if not speaks() and isinstance(error, UsageError | ElsewhereError):
         return code  # the first process says the same
     text = printable(str(error))
+    text = text if speaks() else f"process {os.environ['RANK']}: {text}"
     text = text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
     print(f"vitkit: {text}", file=sys.stderr)
     return code

@@ -11,7 +11,7 @@ from vitkit.data.transforms import TrainTransform
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config
 from vitkit.training.loop import fresh_state, learning_rates, train_step
-from vitkit.training.parallel import Engine, gathered
+from vitkit.training.parallel import Engine, gathered, reshard
 from vitkit.training.precision import Precision
 from vitkit.training.state import load_state, newest_state, save_state
 from vitkit.training.world import from_environment, joined, mean, start
@@ -58,10 +58,15 @@ def work(given: dict) -> int:
         if given.get("save"):
             save_state(given["save"], state)
         with state.averaged() as averaged:
+            predicted = averaged(torch.linspace(-1, 1, 2 * 3 * 64).view(2, 3, 8, 8))
+            reshard(averaged)
             found |= gathered({f"average/{n}": p.clone() for n, p in averaged.named_parameters()})
         found |= gathered({f"weight/{n}": t for n, t in state.net.state_dict().items()})
         if world.main:
-            save_file(found | {"losses": torch.stack(losses)}, given["file"])
+            save_file(
+                found | {"predicted": predicted.detach(), "losses": torch.stack(losses)},
+                given["file"],
+            )
     return 0
 
 
@@ -114,6 +119,9 @@ def test_in_float64_the_weights_after_twenty_steps_are_those_of_one_process(
     found = outcome(tmp_path, processes, double=True, **way)
     close(found, one[True], "weight/", 1e-10)
     close(found, one[True], "average/", 1e-10)
+    close(
+        found, one[True], "predicted", 1e-10
+    )  # by the average, after which training weights stand
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitkit.models.attend import attend, attend_written_out
+from vitkit.models.gelu import gelu
 from vitkit.models.initialise import lecun_normal_
 from vitkit.models.positions import sincos_2d
 from vitkit.models.resnet_stem import ResNetStem
@@ -305,7 +306,7 @@ class Mlp(nn.Module):
         if self.gated:
             gate, x = x.chunk(2, dim=-1)
             return F.silu(gate) * x
-        return F.gelu(x, approximate=self.approximate)
+        return gelu(x, self.approximate)
 
     def initialise(self) -> None:
         for dense in (self.dense1, self.dense2):

@@ -204,6 +204,13 @@ def sharded(net: nn.Module, engine: Engine) -> nn.Module:
     return net
 
 
+def reshard(net: nn.Module) -> None:
+    """Let go of weights that a forward pass gathered, so that the parts are what counts again."""
+    for module in net.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def mesh_of(engine: Engine) -> DeviceMesh:
     if engine.sharding == "fsdp":
         return init_device_mesh(engine.device.type, (engine.world.size,), mesh_dim_names=("shard",))

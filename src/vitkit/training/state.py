@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitkit.errors import VitkitError
 from vitkit.files import whole_folder
-from vitkit.training.parallel import gathered, part_like
+from vitkit.training.parallel import gathered, part_like, reshard
 from vitkit.training.world import from_main
 
 KEPT = 2  # states kept in a run directory
@@ -74,6 +74,7 @@ class TrainState:
         try:
             yield self.net
         finally:
+            reshard(self.net)
             self.exchange()
 
     @torch.no_grad()
