@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
 from vitkit.data.facts import DataFacts
-from vitkit.errors import ElsewhereError, UsageError, VitkitError, named
+from vitkit.errors import UsageError, VitkitError, named
 from vitkit.terminal import finite, print_columns, printable
 from vitkit.training.config import to_json
 from vitkit.words import (
@@ -271,7 +271,7 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     world = World(size=words.gpus or 1, local_size=words.gpus or 1)
     check_shares(words.config, task, world)
     place = choose_device(words.device)
-    engine = choose_engine(words.config, make_meta(net), task, place, world, {})
+    engine = choose_engine(words.config, make_meta(net), task, place, world)
     preprocessing = Preprocessing.direct(words.config.image_size)
     setup = Setup(words.config, steps or 1, engine, preprocessing)
     print(json.dumps(to_json(words.config), indent=2))
@@ -399,8 +399,8 @@ def speaks() -> bool:
 def complain(error: object, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    if not speaks() and isinstance(error, UsageError | ElsewhereError):
-        return code  # the first process says the same
+    if not speaks() and getattr(error, "everywhere", False):
+        return code
     text = printable(str(error))
     text = text if speaks() else f"process {os.environ['RANK']}: {text}"
     text = text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."

@@ -10,16 +10,20 @@ class VitkitError(Exception):
     """The work failed: data, a checkpoint or the machine is not as it must be (exit 1)."""
 
     exit_code = 1
+    everywhere = False  # whether all processes of a run meet it alike; then the first one tells it
 
 
 class UsageError(VitkitError, ValueError):
     """The words were wrong: a name or a value that cannot be (exit 2)."""
 
     exit_code = 2
+    everywhere = True
 
 
 class ElsewhereError(VitkitError):
-    """What another process of the same run could not do; that one tells it."""
+    """What the first process of a run could not do, in the others."""
+
+    everywhere = True
 
 
 def named(kind: str, name: str, known: Iterable[str]) -> str:

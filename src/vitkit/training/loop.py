@@ -50,6 +50,8 @@ class Setup:
 class Diverged(VitkitError):
     """The loss or a gradient is NaN or infinite."""
 
+    everywhere = True
+
 
 def fresh_state(net: nn.Module, config: TrainConfig, engine: Engine) -> TrainState:
     """A net that is about to be trained, ready for its engine, with optimizer and average."""

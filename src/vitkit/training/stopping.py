@@ -13,6 +13,8 @@ from vitkit.errors import VitkitError
 class Interrupted(VitkitError):
     """A run was asked to stop and did, at a step from which it can go on."""
 
+    everywhere = True
+
     def __init__(self, number: int, folder: Path) -> None:
         self.exit_code = 128 + number  # 130 for Ctrl-C, 143 for SIGTERM
         name = signal.Signals(number).name

@@ -77,7 +77,7 @@ def most(number: int) -> int:
     """The largest of the processes' numbers, in all of them; waits on the host, not the device."""
     if not dist.is_initialized():
         return number
-    found = torch.tensor(number)
+    found = torch.tensor(int(number))
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 

@@ -90,11 +90,12 @@ def train_run(
     world = from_environment()
     check_shares(config, task, world)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
+    meta = make_meta(net_config)
+    engine = choose_engine(config, meta, task, place, world)
     with joined(place):
         folder, saved, recorded = from_main(lambda: opened(kind, task, config, parent, out, resume))
         torch.manual_seed(config.seed)
-        meta = make_meta(net_config)
-        engine = choose_engine(config, meta, task, place, world, recorded)
+        engine = as_recorded(engine, recorded)
         setup = Setup(config, 1, engine, preprocessing)
         # Sharded weights are drawn by the main process, which then hands out the parts.
         elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
@@ -186,9 +187,8 @@ def choose_engine(
     task: Task,
     device: torch.device,
     world: World,
-    recorded: dict[str, Any],
 ) -> Engine:
-    """How to compute, by a look at the machine, or as a resumed run recorded it."""
+    """How to compute, by a look at the machine; UsageError for what it has not."""
     check_parts(net, config, world)
     precision = choose_precision(config.precision, device)
     image = 3 * cost.flops(net.config)  # backward costs two forward passes
@@ -202,11 +202,20 @@ def choose_engine(
     checkpointing = config.engine.checkpointing
     checkpointing = "none" if checkpointing == "auto" else checkpointing
     sharding, over = choose_sharding(config.engine, world, lambda kind: True)
-    if recorded:
-        precision = Precision(recorded["precision"], "as the run was started")
-        threads, compiled = recorded["torch_threads"], recorded.get("compile", False)
-        checkpointing = recorded.get("checkpointing", "none")
     return Engine(device, precision, threads, compiled, checkpointing, sharding, over, world)
+
+
+def as_recorded(engine: Engine, recorded: dict[str, Any]) -> Engine:
+    """What a resumed run had chosen; only the processes, and how they share it, may be others."""
+    if not recorded:
+        return engine
+    return replace(
+        engine,
+        precision=Precision(recorded["precision"], "as the run was started"),
+        threads=recorded["torch_threads"],
+        compile=recorded.get("compile", False),
+        checkpointing=recorded.get("checkpointing", "none"),
+    )
 
 
 def check_shares(config: TrainConfig, task: Task, world: World) -> None:

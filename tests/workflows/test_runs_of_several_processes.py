@@ -1,0 +1,128 @@
+"""`--gpus N` and torchrun on the command line, by gloo on the CPU: one run, whoever starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import vitkit
+from vitkit.cli import main
+from vitkit.training.state import newest_state
+
+WORDS = ["pretrain", "digits", "--device", "cpu", "--precision", "fp32", "--batch-size", "16",
+         "--polyak", "0.9"]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def command(*words, torchrun=False):
+    return [sys.executable, *(TORCHRUN if torchrun else []), "-m", "vitkit", *WORDS, *words]
+
+
+def done(*words, torchrun=False):
+    return subprocess.run(
+        command(*words, torchrun=torchrun), capture_output=True, text=True, timeout=300
+    )
+
+
+def records(run, kind):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    assert main([*WORDS, "--steps", "8", "--out", str(out)]) == 0
+    return out
+
+
+def check_same(run, alone):
+    for found, expected in zip(
+        records(run, "evaluation"), records(alone, "evaluation"), strict=True
+    ):
+        assert found["step"] == expected["step"] and found["images"] == expected["images"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    a, b = (vitkit.load(folder / "last").net.state_dict() for folder in (run, alone))
+    for name in b:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_gpus_n_is_the_run_of_one_process_and_says_everything_once(tmp_path, alone):
+    out = tmp_path / "run"
+    result = done("--steps", "8", "--out", str(out), "--gpus", "2", "--sharding", "fsdp", "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("top-1 on 359 held-out images") == 1
+    assert "2 processes with fsdp" in " ".join(result.stderr.split())
+    assert json.loads(result.stdout.splitlines()[-1])["steps"] == 8
+    resolved = json.loads((out / "config.json").read_text())["resolved"]
+    assert (resolved["processes"], resolved["sharding"]) == (2, "fsdp")
+    check_same(out, alone)
+
+
+def test_a_run_stopped_under_torchrun_goes_on_in_one_process(tmp_path, alone):
+    out = tmp_path / "run"
+    words = ["--steps", "8", "--out", str(out), "--save-every", "4"]
+    result = done(*words, torchrun=True)
+    assert result.returncode == 0, result.stderr
+    check_same(out, alone)
+    for late in ("step-00000008",):
+        for path in sorted((out / "checkpoints" / late).iterdir()):
+            path.unlink()
+        (out / "checkpoints" / late).rmdir()
+    assert newest_state(out / "checkpoints")[0].name == "step-00000004"
+    assert main([*WORDS, *words, "--resume", "auto"]) == 0
+    check_same(out, alone)
+
+
+def test_sigterm_saves_the_whole_run_and_exits_143(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command("--steps", "100000", "--out", str(out), "--gpus", "2"), stderr=subprocess.PIPE
+    )
+    for _ in range(600):
+        if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text():
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert said.decode().count("--resume auto") == 1
+    assert newest_state(out / "checkpoints")[0] is not None
+
+
+def refusal(capsys, *words, code=2):
+    assert main([*WORDS, *words]) == code
+    return capsys.readouterr().err
+
+
+def test_words_that_processes_cannot_follow_are_refused_before_they_start(capsys, tmp_path):
+    out = ["--steps", "1", "--out", str(tmp_path / "run")]
+    assert "16 cannot be shared by 3 processes; give --batch-size 15 or 18" in refusal(
+        capsys, "--gpus", "3", *out
+    )
+    assert "--gpus is 0" in refusal(capsys, "--gpus", "0", *out)
+    assert "each needs one" in refusal(capsys, "--gpus", "5000", "--batch-size", "5000", *out)
+    assert "several processes" in refusal(capsys, "--sharding", "fsdp", *out)
+    assert "accumulation is 16, more than the 8" in refusal(
+        capsys, "--gpus", "2", "--accumulation", "16", *out
+    )
+    if not torch.cuda.is_available():
+        assert "'cuda' is not usable here" in refusal(
+            capsys, "--gpus", "2", "--device", "cuda", *out
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_of_the_main_process_ends_all_with_one_sentence(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    result = done("--steps", "8", "--gpus", "2", "--resume", str(out))
+    assert result.returncode == 2
+    assert result.stderr.count("vitkit:") == 1 and "no saved state" in result.stderr
+    assert os.listdir(out) == ["config.json"]
