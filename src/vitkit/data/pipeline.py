@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns that jax is not
 import grain  # noqa: E402  (after the line that quiets it)
 
 PREFETCHED_BATCHES = 2  # grain's default of 500 images or more costs gigabytes at 224 pixels
+ENDLESS = 10**9  # batches
+REMEMBERED_BYTES = 2**28  # a source whose decoded images need no more is decoded only once
 ATTEMPTS = 20  # replacements tried for one bad image
 
 
@@ -78,30 +81,48 @@ class TrainingStream:
         self.source, self.transform = source, transform
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
         self.rank, self.ranks = rank, ranks
+        self.remembered: dict[int, Tensor] = {}
         self.bad = BadImages(limit=max(10, len(source) // 1000))
 
     def batches(self, first: int = 0) -> Generator[Batch, None, None]:
         """Batches from number `first` on; closing the iterator ends its threads."""
-        samples = (
+        samples: Any = (
             grain.MapDataset.range(len(self.source))
             .seed(self.seed)
             .shuffle()
             .repeat()
             .random_map(self.load)
         )
-        # The draws are made above, by the position in the stream of all processes.
-        samples = samples[first * self.batch_size :][self.rank :: self.ranks]
-        return read(samples, self.batch_size // self.ranks, self.threads)
+
+        # A thread loads a batch, not an image, which for small images costs more in grain than the
+        # image itself. The draws are made by the position in the stream of all processes.
+        def batch(number: int) -> Batch:
+            begin = (first + number) * self.batch_size
+            places = range(begin + self.rank, begin + self.batch_size, self.ranks)
+            return stack([samples[place] for place in places])
+
+        ahead = PREFETCHED_BATCHES if self.threads else 0
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
+        loaded = grain.MapDataset.range(ENDLESS).map(batch)
+        return closing(iter(loaded.to_iter_dataset(options)))
 
     def load(self, index: int, random: np.random.Generator) -> tuple[Tensor, int]:
         for _ in range(ATTEMPTS):
             try:
-                image = self.transform(self.source.image(index), random)
+                image = self.transform(self.image(index), random)
                 return image, int(self.source.labels[index])
             except (ImageError, OSError) as error:
                 self.bad.add(self.source.name(index), str(error))
                 index = int(random.integers(len(self.source)))
         raise DataError(f"{ATTEMPTS} images in a row cannot be used; check the data")
+
+    def image(self, index: int) -> Tensor:
+        found = self.remembered.get(index)
+        if found is None:
+            found = self.source.image(index)
+            if found.nbytes * len(self.source) <= REMEMBERED_BYTES:
+                self.remembered[index] = found
+        return found
 
 
 def evaluation_batches(
@@ -136,7 +157,11 @@ def read(samples: grain.MapDataset, batch_size: int, threads: int) -> Generator[
     """Samples (image, label) -> batches, `threads` threads working ahead."""
     ahead = PREFETCHED_BATCHES * batch_size if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    iterator = iter(samples.to_iter_dataset(options).batch(batch_size, batch_fn=stack))
+    return closing(iter(samples.to_iter_dataset(options).batch(batch_size, batch_fn=stack)))
+
+
+def closing(iterator: Any) -> Generator[Batch, None, None]:
+    """The same, and closing it closes grain's."""
     try:
         yield from iterator
     finally:
