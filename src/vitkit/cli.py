@@ -246,7 +246,7 @@ def several(words: Pretrain, verb: str, argv: list[str], task: Task) -> Any:
     for rank in range(words.gpus or 1):
         choose_device(words.device, rank)
     check_shares(words.config, task, World(size=words.gpus or 1))
-    raise SystemExit(start(main, [verb, *argv], words.gpus or 1))
+    raise SystemExit(start(run, [verb, *argv], words.gpus or 1))
 
 
 def finished(words: Pretrain, run: Any, next_command: str) -> Any:
@@ -355,7 +355,11 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line -> exit code: 0 done, 1 the work failed, 2 the words were wrong."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run(rewritten(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(words: list[str]) -> int:
+    """The same for words that are rewritten already, as one of several processes gets them."""
     if not speaks():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
     # OpenMP's threads spin while they wait, which makes a step many times slower as soon as
@@ -371,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] == "--version":
             print(f"vitkit {__version__}")
             return 0
-        parsed, result = VERBS[named("verb", words[0], VERBS)](rewritten(words)[1:])
+        parsed, result = VERBS[named("verb", words[0], VERBS)](words[1:])
         if parsed.json:
             utf8 = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
             print(json.dumps(finite(result), ensure_ascii=not utf8))

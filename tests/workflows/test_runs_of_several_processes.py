@@ -54,7 +54,19 @@ def check_same(run, alone):
 
 def test_gpus_n_is_the_run_of_one_process_and_says_everything_once(tmp_path, alone):
     out = tmp_path / "run"
-    result = done("--steps", "8", "--out", str(out), "--gpus", "2", "--sharding", "fsdp", "--json")
+    result = done(
+        "--steps",
+        "8",
+        "--out",
+        str(out),
+        "--gpus",
+        "2",
+        "--sharding",
+        "fsdp",
+        "--image-size",
+        "8",
+        "--json",
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("top-1 on 359 held-out images") == 1
     assert "2 processes with fsdp" in " ".join(result.stderr.split())

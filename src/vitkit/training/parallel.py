@@ -145,8 +145,8 @@ def apply(net: nn.Module, engine: Engine) -> nn.Module:
     if engine.compile:
         for unit in units:
             unit.forward = torch.compile(unit.forward, dynamic=False)
-    if engine.device.type == "cuda" and engine.precision.name == "bf16":
-        torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
+    if engine.device.type == "cuda":  # beside bf16, what is left in float32 may use TF32
+        torch.set_float32_matmul_precision("high" if engine.precision.name == "bf16" else "highest")
     if engine.sharding in ("fsdp", "hybrid"):
         return sharded(net, engine)
     net.to(engine.device)

@@ -1,0 +1,285 @@
+"""How much memory a step of training takes, before anything is allocated.
+
+The net's own forward and backward pass is run on tensors that have shapes but no memory, and what
+would be alive is added up after each operation: temporaries and whatever autograd keeps are in it,
+and a net that is changed needs no new formula. Checked against real steps on a CPU in
+tests/training/test_memory_plan.py. Not in it: the process itself (some hundred MB, and about as
+much of a GPU for CUDA), images loaded ahead, what libraries take while one operation runs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from vitkit.data.transforms import HALF, normalise
+from vitkit.models import attend
+from vitkit.models.nets import NetConfig, make_meta
+from vitkit.objectives.supervised import cross_entropy
+from vitkit.training.config import TrainConfig
+from vitkit.training.parallel import blocks_of, in_bfloat16, recomputed, transformer_blocks
+from vitkit.training.precision import Precision
+
+FLOAT32 = 4  # bytes
+GUESSES = 8  # at the largest batch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process has allocated at the peak of a step, from the second step on."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int  # the Polyak average
+    activations: int
+    """The rest of the peak. Without sharding the peak is reached before the gradients are there,
+    which then take the place of activations: this is what the activations need beyond that."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+
+
+def memory(
+    net: NetConfig,
+    config: TrainConfig,
+    *,
+    batch: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
+    checkpointing: str = "none",
+    sharding: str = "none",
+    shards: int = 1,
+) -> Memory:
+    """Memory of one process at the peak of a step.
+
+    `batch` is the images that are worked through at once: those of a process, divided by
+    `config.accumulation`. `precision` is "fp32" or "bf16"; `sharding` is "none", "ddp", "fsdp" or
+    "hybrid", the last two with `shards` processes that share one copy of the weights. Of `config`
+    the optimizer, polyak, accumulation and the loss count.
+    """
+    sharded = sharding in ("fsdp", "hybrid")
+    over = shards if sharded else 1
+    skeleton = make_meta(net)
+    trained = FLOAT32 * sum(p.numel() for p in skeleton.parameters())
+    fixed = sum(b.nbytes for b in skeleton.buffers())
+    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
+    step = Step(
+        net, batch, torch.device(device).type, precision, compiled, checkpointing,
+        parts=config.accumulation, sharding=sharding, loss=config.loss,
+        smoothing=config.label_smoothing,
+    )  # fmt: skip
+    beyond = peak(step)
+    if sharded:
+        beyond += gathered(skeleton, precision)
+        beyond += trained if config.accumulation > 1 else 0  # they are exchanged at the last part
+    gradients = trained // over
+    # DDP's buckets, which the gradients are views of, are there all the time.
+    rest = beyond if sharding == "ddp" else max(0, beyond - gradients)
+    return Memory(
+        trained // over + fixed, gradients, moments * trained // over,
+        trained // over if config.polyak else 0, rest,
+    )  # fmt: skip
+
+
+def largest_batch(limit: int, net: NetConfig, config: TrainConfig, *, batch: int = 16,
+                  **how: Any) -> int:  # fmt: skip
+    """The most images at once whose step fits in `limit` bytes, 0 where not one does.
+
+    `batch` is a first guess; the other arguments are those of `memory`. From two batches on a line
+    leads to the next guess, since a step's memory is the largest of several lines; the result is
+    within a hundredth of the largest batch.
+    """
+
+    def taken(images: int) -> int:
+        return memory(net, config, batch=images, **how).total
+
+    small, large = 2, max(3, batch)
+    if taken(small) > limit:
+        return int(taken(1) <= limit)
+    fits, too_large = small, None
+    for _ in range(GUESSES):
+        if taken(large) <= limit:
+            fits = max(fits, large)
+        else:
+            too_large = large if too_large is None else min(too_large, large)
+        if too_large is not None and too_large - fits <= max(1, fits // 100):
+            break
+        slope = max(1.0, (taken(large) - taken(small)) / (large - small))
+        guess = large + int((limit - taken(large)) // slope)
+        if too_large is not None:
+            guess = min(guess, too_large - 1)
+        if guess <= fits:  # the line says that the next one is too large
+            guess = fits + 1
+        small, large = fits, guess
+    return fits
+
+
+def gathered(net: nn.Module, precision: str) -> int:
+    """Bytes of whole weights in a process that holds parts of them (parallel.sharded).
+
+    The two units that are gathered at once, the one computed and the next, in the precision they
+    are gathered in; a unit's gradients, which are summed in float32; and what lies outside all
+    units, in float32, from the forward pass on.
+    """
+    transformers = {id(block) for block in transformer_blocks(net)}
+    two, summed, inside = 0, 0, 0
+    for unit in blocks_of(net):
+        numbers = sum(p.numel() for p in unit.parameters())
+        half = precision == "bf16" and id(unit) in transformers
+        two = max(two, 2 * numbers * (2 if half else FLOAT32))
+        summed, inside = max(summed, numbers * FLOAT32), inside + numbers
+    outside = sum(p.numel() for p in net.parameters()) - inside
+    return two + summed + outside * FLOAT32
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that the activations of a step follow from."""
+
+    net: NetConfig
+    batch: int
+    device: str  # type
+    precision: str
+    compiled: bool
+    checkpointing: str
+    parts: int = 1
+    sharding: str = "none"
+    loss: Any = "softmax"
+    smoothing: float = 0.0
+
+
+def peak(step: Step) -> int:
+    """Bytes at the peak of the forward and backward pass, beyond the weights.
+
+    Compiled blocks take the same: what Inductor keeps of a ViT's block for the backward pass is, to
+    a thousandth, what autograd keeps, and within a block the two differ little.
+    """
+    if step.compiled and step.device == "cpu":
+        step = replace(step, compiled=False)
+    return simulated(replace(step, parts=min(step.parts, 2)))  # the third is like the second
+
+
+@lru_cache(maxsize=256)
+def simulated(step: Step) -> int:
+    net = make_meta(step.net).train()
+    applied(net, step)
+    cpu, live = torch.device("cpu"), Live()
+    with FakeTensorMode(allow_non_fake_inputs=True), live, as_on(step):
+        net.to_empty(device=cpu)
+        weights = live.now
+        images = torch.empty(
+            (step.batch * step.parts, 3, *step.net.image_size), dtype=torch.uint8, device=cpu
+        )
+        labels = torch.zeros(step.batch, dtype=torch.int64, device=cpu)
+        for part in images.chunk(step.parts):
+            pixels = normalise(part, HALF, HALF)
+            with Precision(step.precision, "planned").autocast(cpu):
+                logits = net(pixels)
+            loss = cross_entropy(logits, labels, step.loss, step.smoothing)
+            loss.backward()
+        del net
+    return live.peak - weights
+
+
+def applied(net: nn.Module, step: Step) -> None:
+    """What `parallel.apply` does to the net, without compiling or sharding it."""
+    sharded = step.sharding in ("fsdp", "hybrid")
+    for block in transformer_blocks(net) if step.precision == "bf16" else ():
+        block.register_forward_pre_hook(in_bfloat16)
+        if sharded:  # weights are gathered in bfloat16: autocast makes no copies
+            block.bfloat16()
+    if step.checkpointing != "none":
+        for unit in blocks_of(net):
+            unit.forward = recomputed(unit.forward, step.checkpointing)
+    if step.sharding != "none":  # a gradient goes into a bucket, or to another process, at once
+        for parameter in net.parameters():
+            parameter.register_post_accumulate_grad_hook(forget_gradient)
+
+
+def forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@contextmanager
+def as_on(step: Step) -> Iterator[None]:
+    """Inside, a CPU computes as the step's device would.
+
+    Autograd cannot run backward on tensors of a GPU that is not there, so the simulation is one of
+    a CPU, and where a GPU's autocast and attention differ, it is told to do the same.
+    """
+    if step.device == "cpu":
+        yield
+        return
+    before, attend.WRITTEN_OUT_UP_TO = attend.WRITTEN_OUT_UP_TO, 0
+    try:
+        with ExitStack() as modes:
+            # Compiled, the copies in float32 are made within a kernel and not kept.
+            if step.precision == "bf16" and step.device == "cuda" and not step.compiled:
+                modes.enter_context(Float32Norms())
+            yield
+    finally:
+        attend.WRITTEN_OUT_UP_TO = before
+
+
+class Float32Norms(TorchFunctionMode):
+    """Autocast on CUDA casts what norms and softmaxes read to float32, that of a CPU does not."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        if func in (F.layer_norm, F.group_norm, F.softmax, torch.softmax):
+            args, kwargs = tree_map(in_float32, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def in_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+
+
+@dataclass
+class Live(TorchDispatchMode):
+    """Counts the bytes of all storages that operations inside it have made and that are alive."""
+
+    now: int = 0
+    peak: int = 0
+    known: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+                self.note(tensor.untyped_storage())
+        return made
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self.known:
+            return
+        self.known.add(place)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.gone, place, size)
+
+    def gone(self, place: int, size: int) -> None:
+        self.known.discard(place)
+        self.now -= size
