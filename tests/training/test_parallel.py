@@ -15,7 +15,7 @@ from vitkit.errors import UsageError, VitkitError
 from vitkit.models.variants import build
 from vitkit.training.config import EngineConfig, OptimizerConfig
 from vitkit.training.loop import train_step
-from vitkit.training.parallel import Engine, apply, choose_compile, choose_sharding
+from vitkit.training.parallel import Engine, apply, choose_compile, shardings
 from vitkit.training.precision import Precision
 from vitkit.training.state import load_state, save_state
 from vitkit.training.world import World
@@ -128,16 +128,17 @@ def test_short_runs_on_a_cpu_are_not_compiled_and_long_ones_are(monkeypatch):
         choose_compile(on, vit, CPU, 1e16)
 
 
-def test_sharding_is_ddp_where_the_net_fits_and_else_fsdp():
+def test_what_sharding_may_be_taken():
     four = World(size=4, local_size=2)
 
-    def chosen(fits=True, world=four, **words):
-        return choose_sharding(EngineConfig(**words), world, lambda kind: fits)
+    def chosen(world=four, **words):
+        return shardings(EngineConfig(**words), world)
 
-    assert chosen(world=World()) == ("none", 1)
-    assert chosen() == ("ddp", 1) and chosen(fits=False) == ("fsdp", 4)
-    assert chosen(sharding="hybrid") == ("hybrid", 2)
-    assert chosen(sharding="hybrid", shard_over=4) == ("hybrid", 4)
+    assert chosen(world=World()) == [("none", 1)]
+    assert chosen() == [("ddp", 1), ("fsdp", 4)]
+    assert chosen(sharding="fsdp") == [("fsdp", 4)]
+    assert chosen(sharding="hybrid") == [("hybrid", 2)]
+    assert chosen(sharding="hybrid", shard_over=4) == [("hybrid", 4)]
     with pytest.raises(UsageError, match="divide them"):
         chosen(sharding="hybrid", shard_over=3)
     with pytest.raises(UsageError, match="several processes"):

@@ -101,31 +101,27 @@ def choose_compile(wanted: EngineConfig, net: nn.Module, device: torch.device,
     return able and worth and bool(transformer_blocks(net))
 
 
-def choose_sharding(
-    wanted: EngineConfig, world: World, fits: Callable[[str], bool]
-) -> tuple[str, int]:
-    """(sharding, processes that share one copy of the weights); `fits("ddp")` by memory."""
+def shardings(wanted: EngineConfig, world: World) -> list[tuple[str, int]]:
+    """(sharding, processes that share one copy of the weights): what may be taken, best first."""
     if world.size == 1:
         if wanted.sharding != "auto":
             raise UsageError(
                 f"--sharding {wanted.sharding} needs several processes; add --gpus N, or start the "
                 "run by torchrun"
             )
-        return "none", 1
-    sharding = wanted.sharding
-    if sharding == "auto":
-        sharding = "ddp" if fits("ddp") else "fsdp"
-    if wanted.shard_over is not None and sharding != "hybrid":
-        raise UsageError(f"--shard-over is for --sharding hybrid; with {sharding} leave it out")
-    if sharding != "hybrid":
-        return sharding, world.size if sharding == "fsdp" else 1
+        return [("none", 1)]
+    if wanted.shard_over is not None and wanted.sharding != "hybrid":
+        raise UsageError("--shard-over is for --sharding hybrid; give that too, or leave it out")
+    if wanted.sharding != "hybrid":
+        both = [("ddp", 1), ("fsdp", world.size)]
+        return [way for way in both if wanted.sharding in ("auto", way[0])]
     over = wanted.shard_over or world.local_size
     if world.size % over or over == 1:
         raise UsageError(
             f"--shard-over is {over}; with hybrid sharding of {world.size} processes it must be "
             "above 1 and divide them"
         )
-    return sharding, over
+    return [("hybrid", over)]
 
 
 def apply(net: nn.Module, engine: Engine) -> nn.Module:

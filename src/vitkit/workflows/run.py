@@ -23,9 +23,10 @@ from vitkit.models.nets import Net, NetConfig, make_meta
 from vitkit.prediction.model import Model, load
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
+from vitkit.training.fitting import choose_fitting
 from vitkit.training.log import RunLog
 from vitkit.training.loop import Setup, fresh_state, steps_in, train
-from vitkit.training.parallel import Engine, choose_compile, choose_sharding
+from vitkit.training.parallel import Engine, choose_compile
 from vitkit.training.precision import (
     Precision,
     choose_device,
@@ -199,9 +200,9 @@ def choose_engine(
         long = config.minutes >= COMPILE_FROM_MINUTES
         work = math.inf if long else 0.0
     compiled = choose_compile(config.engine, net, device, work)
-    checkpointing = config.engine.checkpointing
-    checkpointing = "none" if checkpointing == "auto" else checkpointing
-    sharding, over = choose_sharding(config.engine, world, lambda kind: True)
+    checkpointing, sharding, over = choose_fitting(
+        net.config, config, device, precision.name, compiled, world
+    )
     return Engine(device, precision, threads, compiled, checkpointing, sharding, over, world)
 
 
