@@ -132,7 +132,7 @@ def train_step(
     `batch` is this process's share of the batch, and the loss that of its images. Where memory
     does not suffice the share is worked through in smaller parts, and `say` is told. Nothing
     here waits for a GPU: a gradient that is not finite leaves the weights alone from then on,
-    and is raised as Diverged by `check_finite`; on a CPU at once.
+    and is raised as Diverged by `check_finite`; elsewhere at once.
     """
     config, optimizer = setup.config, state.optimizer
     for group in optimizer.param_groups:
@@ -146,10 +146,11 @@ def train_step(
     limit = config.optimizer.clip_norm or math.inf
     norm = whole(nn.utils.clip_grad_norm_(state.net.parameters(), limit))
     state.note(loss, norm)
-    if setup.engine.device.type == "cpu":
-        check_finite(state)
-    else:  # the fused optimizers read it on the device, and change nothing where it is 1
+    if setup.engine.device.type == "cuda":
+        # The fused optimizers read it on the device, and change nothing where it is 1.
         optimizer.found_inf = state.diverged  # type: ignore[attr-defined]
+    else:
+        check_finite(state)
     optimizer.step()
     state.update_average(config.polyak)
     return loss, norm
