@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from vitkit.words import (
     Evaluate,
     Finetune,
     Models,
+    Plan,
     Predict,
     Pretrain,
     parse,
@@ -42,6 +43,7 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit convert IN OUT --to FORMAT          a checkpoint to bundle, npz, timm, hf, torchvision
   vitkit pretrain DATA                       train a net from random weights
   vitkit finetune DATA --from CHECKPOINT     train a checkpoint on other classes
+  vitkit plan --model NAME                   memory, time and cost, before anything runs
   vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
   vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
 
@@ -265,19 +267,85 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.training.loop import Setup
     from vitkit.training.precision import choose_device
     from vitkit.training.world import World
-    from vitkit.workflows.run import check_shares, choose_engine, fixed_steps, plan
+    from vitkit.workflows.plan import lines, plan
+    from vitkit.workflows.run import check_shares, choose_engine, fixed_steps
+    from vitkit.workflows.run import plan as run_plan
 
-    steps = fixed_steps(words.config, task)
-    world = World(size=words.gpus or 1, local_size=words.gpus or 1)
+    steps, processes = fixed_steps(words.config, task), words.gpus or 1
+    world = World(size=processes, local_size=processes)
     check_shares(words.config, task, world)
     place = choose_device(words.device)
     engine = choose_engine(words.config, make_meta(net), task, place, world)
     preprocessing = Preprocessing.direct(words.config.image_size)
     setup = Setup(words.config, steps or 1, engine, preprocessing)
     print(json.dumps(to_json(words.config), indent=2))
-    print(plan(kind, net, words.config, task, setup))
+    print(run_plan(kind, net, words.config, task, setup))
+    found = plan(
+        net, words.config, len(task.train), processes=processes, device=words.device,
+        data=words.data,
+    )  # fmt: skip
+    print("\n".join(lines(found)[2:]))
+    print_memory(found)
     print("Next: the same command without --dry-run")
-    return words, {"config": to_json(words.config), "steps": steps}
+    return words, {"config": to_json(words.config), "steps": found["steps"], "plan": found}
+
+
+def plan(argv: list[str]) -> Any:
+    words = parse(Plan(config=recipes.PRETRAIN["quickstart"](DataFacts())), "plan", argv)
+    named("recipe", words.config.recipe, recipes.PRETRAIN)
+    for name in ("images", "classes", "gpus"):
+        value = getattr(words, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; it must be at least 1")
+    if words.data and (words.images or words.classes):
+        raise UsageError("--images and --classes are for a plan without DATA; leave them out")
+    from vitkit.models import variants
+    from vitkit.workflows.plan import lines, plan
+    from vitkit.workflows.task import open_task
+
+    given = DataFacts()
+    facts = replace(
+        given, images=words.images or given.images, classes=words.classes or given.classes
+    )
+    if words.data:
+        facts = open_task(words.data).facts()
+    elif "--image-size" in argv:
+        facts = replace(facts, side=words.config.image_size[0])
+    recipe = recipes.PRETRAIN[words.config.recipe](facts)
+    words = with_length(parse(Plan(config=recipe), "plan", argv), argv)
+    net = variants.config(words.config.model, facts.classes, words.config.image_size)
+    found = plan(
+        net, words.config, facts.images, processes=words.gpus, probe=words.probe,
+        named_accelerator=words.accelerator, device=words.device, data=words.data,
+    )  # fmt: skip
+    print("\n".join(lines(found)))
+    print_memory(found)
+    print(f'Next: vitkit pretrain DATA --model "{words.config.model}"')
+    return words, found
+
+
+def print_memory(found: dict[str, Any]) -> None:
+    """The planned memory of a process by part, a row for each checkpointing and sharding."""
+    parts = ("weights", "gradients", "optimizer", "average", "activations", "total")
+    free = found["memory_free"]
+
+    def fits(row: dict[str, Any]) -> str:
+        return "" if free is None else "fits" if row["total"] <= 0.9 * free else "does not fit"
+
+    print_columns(
+        ("memory of a process", *parts, ""),
+        [
+            (f"{row['checkpointing']} checkpointing"
+             + (f", {row['sharding']}" if row["sharding"] != "none" else ""),
+             *(size(row[part]) for part in parts), fits(row))
+            for row in found["memory"]
+        ],
+        right=(1, 2, 3, 4, 5, 6),
+    )  # fmt: skip
+
+
+def size(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def evaluate(argv: list[str]) -> Any:
@@ -348,6 +416,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "convert": convert,
     "pretrain": pretrain,
     "finetune": finetune,
+    "plan": plan,
     "evaluate": evaluate,
     "predict": predict,
 }

@@ -106,6 +106,25 @@ class Finetune(Pretrain):
 
 
 @dataclass(frozen=True)
+class Plan(Computing):
+    """Tell what a training run will take: memory by part, time, cost, disk."""
+
+    data: Data = ()
+    """A folder, parquet files, or 'digits'; without it --images and --classes tell."""
+    images: Annotated[int | None, shown("INT")] = None
+    """Images to train on, where no DATA is given; by default 50,000."""
+    classes: Annotated[int | None, shown("INT")] = None
+    """Classes, where no DATA is given; by default 1,000."""
+    gpus: int = 1
+    """Processes, a device each."""
+    accelerator: Text = None
+    """Plan for one by name (H100, A100-80, RTX-4090, ...) instead of for this machine."""
+    probe: bool = True
+    """Take steps for some seconds to tell the time; --no-probe does not."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
 class Evaluate(Computing):
     """Evaluate a checkpoint on DATA's test images, else those to validate on, else all."""
 
@@ -150,7 +169,7 @@ def rewritten(argv: list[str]) -> list[str]:
         option, equals, value = word.partition("=")
         words += [option, value] if word.startswith("--") and equals else [word]
     words = [short.get(word, word) for word in words]
-    if "--image-size" in words and words[0] in ("pretrain", "finetune"):
+    if "--image-size" in words and words[0] in ("pretrain", "finetune", "plan"):
         place = words.index("--image-size") + 1
         height, _, width = (words[place] if place < len(words) else "").partition("x")
         words[place : place + 1] = [height, width or height]

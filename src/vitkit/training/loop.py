@@ -289,7 +289,7 @@ def steps_in(seconds: float, setup: Setup, net: nn.Module, forward: nn.Module,
     All processes take the time of the slowest.
     """
     started = time.perf_counter()
-    each = seconds_of_a_step(setup, net, forward, stream)
+    each = seconds_of_a_step(setup, net, forward, stream.batches())
     left = seconds - (time.perf_counter() - started)
     evaluation = held_out * each / setup.config.batch_size / 3  # forward is a third of a step
     if setup.config.evaluate_every is None:
@@ -300,12 +300,12 @@ def steps_in(seconds: float, setup: Setup, net: nn.Module, forward: nn.Module,
 
 
 def seconds_of_a_step(
-    setup: Setup, net: nn.Module, forward: nn.Module, stream: TrainingStream
+    setup: Setup, net: nn.Module, forward: nn.Module, stream: Generator[Batch, None, None]
 ) -> float:
     """By steps with a learning rate of 0 and an optimizer of their own; compiling is not timed."""
     trial = with_optimizer(net, forward, setup.config)
     kept = {name: buffer.clone() for name, buffer in net.named_buffers()}  # batch norms' means
-    batches = on_device(stream.batches(), setup.engine.device)
+    batches = on_device(stream, setup.engine.device)
     try:
         for _ in range(PROBE_WARMUP):
             train_step(setup, trial, next(batches), 0.0)

@@ -1,0 +1,236 @@
+"""What a training run will take: memory, time, cost and disk, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitkit.data.pipeline import Batch
+from vitkit.data.transforms import Preprocessing
+from vitkit.errors import UsageError
+from vitkit.models import cost
+from vitkit.models.nets import NetConfig, make, make_meta
+from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
+from vitkit.training.config import TrainConfig
+from vitkit.training.fitting import GIB, SPARE, free_memory
+from vitkit.training.loop import Setup, fresh_state, seconds_of_a_step
+from vitkit.training.memory import Memory, largest_batch, memory
+from vitkit.training.parallel import Engine, choose_compile
+from vitkit.training.precision import (
+    Precision,
+    choose_device,
+    choose_precision,
+    choose_threads,
+    computing_threads,
+)
+
+KINDS = ("none", "selective", "full")
+BUNDLES, STATES = 2, 2  # best/ and last/, and the resumable states that a run keeps
+STATE_COPIES = {"adamw": 3, "sgd": 2}  # of the weights in a state, the weights included
+
+
+def plan(
+    net: NetConfig,
+    config: TrainConfig,
+    images: int,
+    *,
+    processes: int = 1,
+    named_accelerator: str | None = None,
+    device: str = "auto",
+    probe: bool = True,
+    data: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Everything that `vitkit plan` prints, bytes and seconds as numbers.
+
+    `images` is the number to train on. Time comes from a few seconds of real steps on noise on this
+    machine, or from the table of accelerators at an assumed share of their peak; with `probe` off
+    and no accelerator there is none. `data` are the words of DATA, whose files' size is told.
+    """
+    engine = engine_for(net, config, images, device, named_accelerator)
+    if config.batch_size % processes:
+        raise UsageError(f"{processes} processes do not divide a batch of {config.batch_size}")
+    at_once = math.ceil(config.batch_size / processes / config.accumulation)
+    free = (
+        accelerator(named_accelerator).memory if named_accelerator
+        else free_memory(engine.device, processes if engine.device.type != "cuda" else 1)
+    )  # fmt: skip
+    seconds, source = None, "not asked for"
+    if named_accelerator:
+        seconds = seconds_on(named_accelerator, net, config, engine.precision.name, processes)
+        source = f"{SHARE_OF_PEAK:.0%} of the peak of {named_accelerator}, assumed"
+    elif probe:
+        share = replace(config, batch_size=config.batch_size // processes)
+        seconds, source = probed(net, share, engine), "steps on noise on this machine"
+        source += ", without what processes send each other" if processes > 1 else ""
+    steps, step_images = steps_of(config, images, seconds), config.batch_size
+    where = named_accelerator or engine.device.type
+    return {
+        "model": config.model, "image_size": list(config.image_size), "device": where,
+        "precision": engine.precision.name, "compile": engine.compile, "processes": processes,
+        "parameters": cost.parameters(net), "flops_per_image": cost.flops(net),
+        "images_at_once": at_once,
+        "memory": memories(net, config, engine, at_once, processes, where_type(where, engine)),
+        "memory_free": free,
+        "largest_images_at_once": largest(net, config, engine, free, where_type(where, engine)),
+        "batch_size": step_images, "steps": steps,
+        "images_seen": None if steps is None else steps * step_images,
+        "epochs": None if steps is None else steps * step_images / images,
+        "seconds_per_step": seconds, "time_from": source,
+        "seconds": None if steps is None or seconds is None else steps * seconds,
+        "device_days": (
+            None if steps is None or seconds is None else processes * steps * seconds / 86400
+        ),
+        "exaflops": None if steps is None else cost.exaflops(net, steps * step_images, 1),
+        "disk_checkpoints": disk(net, config), "disk_data": size_of(data),
+    }  # fmt: skip
+
+
+def engine_for(
+    net: NetConfig, config: TrainConfig, images: int, device: str, named_accelerator: str | None
+) -> Engine:
+    """How the run would compute on the device, or on a CUDA device by a name."""
+    place = torch.device("cpu") if named_accelerator else choose_device(device)
+    image = 3 * cost.flops(net)
+    if named_accelerator:
+        wanted = "bf16" if config.precision == "auto" else config.precision
+        precision = Precision(wanted, f"{named_accelerator} has fast bf16")
+        return Engine(place, precision, 1, compile=config.engine.compile != "off")
+    precision = choose_precision(config.precision, place)
+    steps = steps_of(config, images, None)
+    work = math.inf if steps is None else image * config.batch_size * steps
+    threads = choose_threads(image * config.batch_size, place)
+    compiled = choose_compile(config.engine, make_meta(net), place, work)
+    checkpointing = config.engine.checkpointing
+    kind = "none" if checkpointing == "auto" else checkpointing
+    return Engine(place, precision, threads, compiled, kind)
+
+
+def where_type(where: str, engine: Engine) -> str:
+    return engine.device.type if where == engine.device.type else "cuda"
+
+
+def seconds_on(
+    name: str, net: NetConfig, config: TrainConfig, precision: str, processes: int
+) -> float:
+    chip = accelerator(name)
+    rate = SHARE_OF_PEAK * (chip.bf16 if precision == "bf16" else chip.fp32) * processes
+    return 3 * cost.flops(net) * config.batch_size / rate
+
+
+def noise(config: TrainConfig) -> Generator[Batch, None, None]:
+    """One batch, again and again."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (config.batch_size, 3, *config.image_size)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
+    while True:
+        yield Batch(images, torch.zeros(len(images), dtype=torch.int64))
+
+
+def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:
+    """Seconds of a step, by taking some; without loading images."""
+    setup = Setup(config, 1, engine, Preprocessing.direct(config.image_size))
+    state = fresh_state(make(net), config, engine)
+    with computing_threads(engine.threads):
+        return seconds_of_a_step(setup, state.net, state.forward, noise(config))
+
+
+def memories(
+    net: NetConfig, config: TrainConfig, engine: Engine, images: int, processes: int, device: str
+) -> list[dict[str, Any]]:
+    """Peak memory of one process, by part, for each checkpointing and sharding."""
+    ways = [("none", 1)] if processes == 1 else [("ddp", 1), ("fsdp", processes)]
+    rows = []
+    for sharding, shards in ways:
+        for kind in KINDS:
+            found: Memory = memory(
+                net, config, batch=images, device=device, precision=engine.precision.name,
+                compiled=engine.compile, checkpointing=kind, sharding=sharding, shards=shards,
+            )  # fmt: skip
+            rows.append({"sharding": sharding, "checkpointing": kind, **vars(found),
+                         "total": found.total})  # fmt: skip
+    return rows
+
+
+def largest(
+    net: NetConfig, config: TrainConfig, engine: Engine, free: int | None, device: str
+) -> dict[str, int] | None:
+    """The most images at once in one process that holds the whole net, by checkpointing."""
+    if free is None:
+        return None
+    how: dict[str, Any] = {
+        "device": device, "precision": engine.precision.name, "compiled": engine.compile,
+    }  # fmt: skip
+    return {
+        kind: largest_batch(int(free * (1 - SPARE)), net, config, checkpointing=kind, **how)
+        for kind in KINDS
+    }
+
+
+def steps_of(config: TrainConfig, images: int, seconds: float | None) -> int | None:
+    """The length of the run in steps; None where minutes decide and a step's time is not known."""
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is not None:
+        return max(1, round(config.epochs * images / config.batch_size))
+    if config.minutes is None or seconds is None:
+        return None
+    return max(1, int(config.minutes * 60 / seconds))
+
+
+def disk(net: NetConfig, config: TrainConfig) -> int:
+    """Bytes of a run's states and bundles."""
+    weights = 4 * cost.parameters(net)
+    copies = STATE_COPIES[config.optimizer.name] + (1 if config.polyak else 0)
+    return weights * (STATES * copies + BUNDLES)
+
+
+def size_of(data: tuple[str, ...]) -> int | None:
+    """Bytes of DATA's files; None where there are none."""
+    paths = [path for path in map(Path, data) if path.exists()]
+    files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(f.stat().st_size for f in files if f.is_file()) if files else None
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The plan for people; the table of memory is printed apart."""
+    height, width = found["image_size"]
+    compiled = ", blocks compiled" if found["compile"] else ""
+    text = [
+        f"{found['model']} at {height}x{width}: {found['parameters'] / 1e6:.2f} M parameters, "
+        f"{found['flops_per_image'] / 1e9:.2f} GFLOPs an image",
+        f"{found['processes']} process(es) on {found['device']} in {found['precision']}{compiled}, "
+        f"{found['images_at_once']} images at once in each",
+    ]
+    if found["largest_images_at_once"]:
+        most = ", ".join(f"{n:,} ({kind})" for kind, n in found["largest_images_at_once"].items())
+        text.append(
+            f"most images at once in {found['memory_free'] / GIB:.1f} GiB, by checkpointing: {most}"
+        )
+    if found["steps"] is not None:
+        text.append(
+            f"{found['steps']:,} steps of {found['batch_size']:,} images: "
+            f"{found['images_seen']:,} images, {found['epochs']:.3g} epochs, "
+            f"{found['exaflops']:.3g} exaFLOPs"
+        )
+    if found["seconds"] is not None:
+        text.append(
+            f"{clock(found['seconds'])}, {found['device_days']:.3g} device-days "
+            f"({found['seconds_per_step'] * 1e3:,.0f} ms a step: {found['time_from']}; evaluation, and "
+            "images that load more slowly, come on top)"
+        )
+    data = "" if found["disk_data"] is None else f", data {found['disk_data'] / GIB:.2f} GiB"
+    text.append(f"disk: states and bundles {found['disk_checkpoints'] / GIB:.2f} GiB{data}")
+    return text
+
+
+def clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,100 @@
+"""`vitkit plan`: the numbers, the words, and what is refused."""
+
+import json
+
+import pytest
+
+from vitkit.cli import main
+from vitkit.errors import UsageError
+from vitkit.models.variants import config as net_config
+from vitkit.training.accelerators import ACCELERATORS, accelerator
+from vitkit.training.config import TrainConfig
+from vitkit.workflows.plan import lines, plan
+
+
+def planned(model="ViT-Ti/16", **more):
+    fields = {"batch_size": 64, "epochs": 2.0, "polyak": 0.999, **more.pop("fields", {})}
+    config = TrainConfig(model=model, **fields)
+    return plan(net_config(model, 1000, 224), config, 6400, probe=False, **more)
+
+
+def test_the_numbers_are_those_of_a_hand_calculation():
+    found = planned()
+    assert found["parameters"] == 5_717_416
+    assert (found["steps"], found["images_seen"], found["epochs"]) == (200, 12_800, 2.0)
+    assert found["exaflops"] == pytest.approx(3 * found["flops_per_image"] * 12_800 / 1e18)
+    weights = 4 * found["parameters"]
+    for row in found["memory"]:
+        assert (row["weights"], row["gradients"], row["average"]) == (weights,) * 3
+        assert row["optimizer"] == 2 * weights
+        parts = ("weights", "gradients", "optimizer", "average", "activations")
+        assert row["total"] == sum(row[part] for part in parts)
+    activations = [row["activations"] for row in found["memory"]]
+    assert activations == sorted(activations, reverse=True) and len(activations) == 3
+    # two states of weights, two moments and an average, and two bundles
+    assert found["disk_checkpoints"] == weights * (2 * 4 + 2)
+    assert found["seconds"] is None
+
+
+def test_an_accelerators_time_is_by_its_peak_and_divided_among_devices():
+    one, eight = (planned(named_accelerator="H100", processes=n) for n in (1, 8))
+    assert one["precision"] == "bf16"
+    expected = 3 * one["flops_per_image"] * 64 / (0.4 * 989e12)
+    assert one["seconds_per_step"] == pytest.approx(expected)
+    assert eight["seconds_per_step"] == pytest.approx(expected / 8)
+    assert eight["device_days"] == pytest.approx(one["device_days"])
+    assert one["memory_free"] == 80e9
+
+
+def test_fsdp_divides_weights_gradients_and_optimizer():
+    rows = planned(named_accelerator="A100-40", processes=4)["memory"]
+    ddp, fsdp = (next(r for r in rows if r["sharding"] == kind) for kind in ("ddp", "fsdp"))
+    for part in ("weights", "gradients", "optimizer", "average"):
+        assert fsdp[part] * 4 == pytest.approx(ddp[part], rel=1e-6)
+
+
+def test_the_paper_s_largest_run_in_its_own_unit():
+    """ViT-H/14 took 2,500 TPUv3-core-days (Table 2): the assumed share is of the right size."""
+    net = net_config("ViT-H/14", 18_291, 224, hidden_head=True)
+    config = TrainConfig(model="ViT-H/14", batch_size=4096, epochs=14.0)
+    found = plan(net, config, 303_000_000, named_accelerator="TPUv3", processes=1024)
+    assert 4262 * 0.98 < found["exaflops"] < 4262 * 1.02
+    assert 1250 < found["device_days"] < 5000
+
+
+def test_an_unknown_accelerator_names_the_nearest():
+    with pytest.raises(UsageError, match="H100"):
+        accelerator("h10")
+    assert all(a.memory > 1e9 and a.bf16 >= a.fp32 for a in ACCELERATORS.values())
+
+
+def test_a_probe_tells_seconds_and_minutes_become_steps():
+    config = TrainConfig(model="ViT-Femto/2", image_size=(8, 8), batch_size=16, minutes=1.0)
+    found = plan(net_config("ViT-Femto/2", 10, 8), config, 1000, device="cpu")
+    assert found["steps"] == int(60 / found["seconds_per_step"])
+    assert any("device-days" in line for line in lines(found))
+
+
+def test_on_the_command_line(capsys):
+    words = ["plan", "--model", "ViT-S/16", "--image-size", "160", "--accelerator", "RTX-4090",
+             "--images", "1000", "--classes", "10", "--epochs", "3", "--gpus", "2", "--json"]  # fmt: skip
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    assert found["image_size"] == [160, 160] and found["processes"] == 2
+    assert "full checkpointing, fsdp" in printed and "fits" in printed
+    assert main(["plan", "digits", "--images", "3"]) == 2
+    assert "leave them out" in capsys.readouterr().err
+    assert main(["plan", "--gpus", "0"]) == 2
+    assert main(["plan", "--gpus", "7", "--batch-size", "64", "--no-probe"]) == 2
+    assert "7 processes do not divide a batch of 64" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["pretrain", "digits", "--steps", "7", "--dry-run", "--out", str(out), "--json"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "memory of a process" in printed and "7 steps of 64 images" in printed
+    assert json.loads(printed.splitlines()[-1])["plan"]["steps"] == 7
+    assert not out.exists()
