@@ -77,7 +77,8 @@ def test_a_probe_tells_seconds_and_minutes_become_steps():
 
 def test_on_the_command_line(capsys):
     words = ["plan", "--model", "ViT-S/16", "--image-size", "160", "--accelerator", "RTX-4090",
-             "--images", "1000", "--classes", "10", "--epochs", "3", "--gpus", "2", "--json"]  # fmt: skip
+             "--images", "1000", "--classes", "10", "--epochs", "3", "--gpus", "2",
+             "--json"]  # fmt: skip
     assert main(words) == 0
     printed = capsys.readouterr().out
     found = json.loads(printed.splitlines()[-1])

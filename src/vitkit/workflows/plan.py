@@ -220,8 +220,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["seconds"] is not None:
         text.append(
             f"{clock(found['seconds'])}, {found['device_days']:.3g} device-days "
-            f"({found['seconds_per_step'] * 1e3:,.0f} ms a step: {found['time_from']}; evaluation, and "
-            "images that load more slowly, come on top)"
+            f"({found['seconds_per_step'] * 1e3:,.0f} ms a step: {found['time_from']}; "
+            "evaluation, and images that load more slowly, come on top)"
         )
     data = "" if found["disk_data"] is None else f", data {found['disk_data'] / GIB:.2f} GiB"
     text.append(f"disk: states and bundles {found['disk_checkpoints'] / GIB:.2f} GiB{data}")
