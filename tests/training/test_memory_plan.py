@@ -82,6 +82,7 @@ CASES = {
         "small": ("ViT-Pico/8", 64),
     },
 }  # fmt: skip
+QUICK = ("ViT-S/16 in bf16", "ViT-Ti/16, SGD, average, two parts")
 DEFAULTS = {
     "side": 224, "precision": "fp32", "checkpointing": "none", "compiled": False, "polyak": 0.0,
     "optimizer": "adamw", "accumulation": 1,
@@ -112,7 +113,9 @@ def planned(case):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_the_plan_is_within_a_tenth_of_what_steps_take(name):
     case = DEFAULTS | CASES[name]
     if case["compiled"] and shutil.which("g++") is None:

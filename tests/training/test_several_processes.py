@@ -88,14 +88,18 @@ def close(found, expected, kind, tolerance):
         assert (found[name] - expected[name]).abs().max() <= tolerance * scale, name
 
 
+def way(processes, sharding, *marks, **more):
+    name = f"{processes} {sharding}"
+    return pytest.param(processes, {"sharding": sharding, **more}, id=name, marks=marks)
+
+
 WAYS = [
-    (2, {"sharding": "ddp"}),
-    (2, {"sharding": "fsdp"}),
-    (4, {"sharding": "ddp"}),
-    (4, {"sharding": "fsdp"}),
-    (4, {"sharding": "hybrid", "shard_over": 2}),
+    way(2, "ddp"),
+    way(2, "fsdp"),
+    way(4, "hybrid", shard_over=2),
+    way(4, "ddp", pytest.mark.slow),
+    way(4, "fsdp", pytest.mark.slow),
 ]
-NAMES = [f"{processes} {way['sharding']}" for processes, way in WAYS]
 
 
 @pytest.fixture(scope="module")
@@ -104,19 +108,19 @@ def one(tmp_path_factory):
     return {double: outcome(folder, 1, double=double) for double in (False, True)}
 
 
-@pytest.mark.parametrize(("processes", "way"), WAYS, ids=NAMES)
-def test_losses_and_gradients_are_those_of_one_process(tmp_path, one, processes, way):
-    found = outcome(tmp_path, processes, **way)
+@pytest.mark.parametrize(("processes", "how"), WAYS)
+def test_losses_and_gradients_are_those_of_one_process(tmp_path, one, processes, how):
+    found = outcome(tmp_path, processes, **how)
     torch.testing.assert_close(found["losses"], one[False]["losses"], rtol=1e-6, atol=0)
     torch.testing.assert_close(found["norm"], one[False]["norm"], rtol=1e-6, atol=0)
     close(found, one[False], "gradient/", 1e-6)
 
 
-@pytest.mark.parametrize(("processes", "way"), WAYS, ids=NAMES)
+@pytest.mark.parametrize(("processes", "how"), WAYS)
 def test_in_float64_the_weights_after_twenty_steps_are_those_of_one_process(
-    tmp_path, one, processes, way
+    tmp_path, one, processes, how
 ):
-    found = outcome(tmp_path, processes, double=True, **way)
+    found = outcome(tmp_path, processes, double=True, **how)
     close(found, one[True], "weight/", 1e-10)
     close(found, one[True], "average/", 1e-10)
     close(

@@ -53,6 +53,7 @@ def test_fsdp_divides_weights_gradients_and_optimizer():
         assert fsdp[part] * 4 == pytest.approx(ddp[part], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_paper_s_largest_run_in_its_own_unit():
     """ViT-H/14 took 2,500 TPUv3-core-days (Table 2): the assumed share is of the right size."""
     net = net_config("ViT-H/14", 18_291, 224, hidden_head=True)
