@@ -40,6 +40,7 @@ def test_options_in_the_commands_of_the_docs_exist(page):
         "convert": words.Convert(),
         "pretrain": words.Pretrain(),
         "finetune": words.Finetune(),
+        "plan": words.Plan(),
         "evaluate": words.Evaluate(),
         "predict": words.Predict(),
     }

@@ -58,7 +58,8 @@ def work(given: dict) -> int:
         if given.get("save"):
             save_state(given["save"], state)
         with state.averaged() as averaged:
-            predicted = averaged(torch.linspace(-1, 1, 2 * 3 * 64).view(2, 3, 8, 8))
+            with engine.autocast():
+                predicted = averaged(torch.linspace(-1, 1, 2 * 3 * 64).view(2, 3, 8, 8))
             reshard(averaged)
             found |= gathered({f"average/{n}": p.clone() for n, p in averaged.named_parameters()})
         found |= gathered({f"weight/{n}": t for n, t in state.net.state_dict().items()})
