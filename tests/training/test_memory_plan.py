@@ -132,3 +132,16 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(checkpointing):
     most = largest_batch(limit, net, config, **how)
     assert memory(net, config, batch=most, **how).total <= limit
     assert memory(net, config, batch=int(most * 1.02) + 1, **how).total > limit
+
+
+@pytest.mark.parametrize("name", ["ViT-Ti/16", "BiT-R50x1"])
+def test_on_a_gpu_norms_keep_float32_also_where_they_are_computed_again(name):
+    net = net_config(name, 1000, 64)
+
+    def activations(device, checkpointing="none", compiled=False):
+        return memory(net, TrainConfig(), batch=32, device=device, precision="bf16",
+                      checkpointing=checkpointing, compiled=compiled).activations  # fmt: skip
+
+    assert activations("cuda") > activations("cuda", compiled=True)
+    kinds = [activations("cuda", kind) for kind in ("none", "selective", "full")]
+    assert sorted(kinds, reverse=True) == kinds and len(set(kinds)) == 3

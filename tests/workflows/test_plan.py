@@ -63,6 +63,15 @@ def test_the_paper_s_largest_run_in_its_own_unit():
     assert 1250 < found["device_days"] < 5000
 
 
+def test_a_net_without_transformer_blocks_is_not_planned_as_compiled():
+    # As a run on such a GPU would choose; uncompiled in bf16 its norms keep float32 copies.
+    for name, compiled in (("ViT-Ti/16", True), ("BiT-R50x1", False)):
+        found = planned(name, named_accelerator="H100")
+        assert found["compile"] is compiled
+        totals = [row["total"] for row in found["memory"]]
+        assert totals == sorted(totals, reverse=True)
+
+
 def test_an_unknown_accelerator_names_the_nearest():
     with pytest.raises(UsageError, match="H100"):
         accelerator("h10")

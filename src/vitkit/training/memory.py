@@ -10,7 +10,7 @@ much of a GPU for CUDA), images loaded ahead, what libraries take while one oper
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -162,6 +162,11 @@ class Step:
     loss: Any = "softmax"
     smoothing: float = 0.0
 
+    @property
+    def float32_norms(self) -> bool:
+        """Whether norms keep copies in float32; compiled, those are made within a kernel."""
+        return self.precision == "bf16" and self.device == "cuda" and not self.compiled
+
 
 def peak(step: Step) -> int:
     """Bytes at the peak of the forward and backward pass, beyond the weights.
@@ -203,9 +208,11 @@ def applied(net: nn.Module, step: Step) -> None:
         block.register_forward_pre_hook(in_bfloat16)
         if sharded:  # weights are gathered in bfloat16: autocast makes no copies
             block.bfloat16()
-    if step.checkpointing != "none":
-        for unit in blocks_of(net):
-            unit.forward = recomputed(unit.forward, step.checkpointing)
+    for unit in blocks_of(net) if step.checkpointing != "none" else ():
+        # `Tensor.backward` leaves the modes of torch functions that it is called in, and a block
+        # must be computed again as it was computed at first.
+        forward = with_float32_norms(unit.forward) if step.float32_norms else unit.forward
+        unit.forward = recomputed(forward, step.checkpointing)
     if step.sharding != "none":  # a gradient goes into a bucket, or to another process, at once
         for parameter in net.parameters():
             parameter.register_post_accumulate_grad_hook(forget_gradient)
@@ -228,8 +235,7 @@ def as_on(step: Step) -> Iterator[None]:
     before, attend.WRITTEN_OUT_UP_TO = attend.WRITTEN_OUT_UP_TO, 0
     try:
         with ExitStack() as modes:
-            # Compiled, the copies in float32 are made within a kernel and not kept.
-            if step.precision == "bf16" and step.device == "cuda" and not step.compiled:
+            if step.float32_norms:
                 modes.enter_context(Float32Norms())
             yield
     finally:
@@ -245,6 +251,14 @@ class Float32Norms(TorchFunctionMode):
         if func in (F.layer_norm, F.group_norm, F.softmax, torch.softmax):
             args, kwargs = tree_map(in_float32, (args, kwargs))
         return func(*args, **(kwargs or {}))
+
+
+def with_float32_norms(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def computed(x: Tensor) -> Tensor:
+        with Float32Norms():
+            return forward(x)
+
+    return computed
 
 
 def in_float32(value: Any) -> Any:

@@ -99,7 +99,8 @@ def engine_for(
     if named_accelerator:
         wanted = "bf16" if config.precision == "auto" else config.precision
         precision = Precision(wanted, f"{named_accelerator} has fast bf16")
-        return Engine(place, precision, 1, compile=config.engine.compile != "off")
+        compiled = choose_compile(config.engine, make_meta(net), torch.device("cuda"), math.inf)
+        return Engine(place, precision, 1, compiled)
     precision = choose_precision(config.precision, place)
     steps = steps_of(config, images, None)
     work = math.inf if steps is None else image * config.batch_size * steps
