@@ -172,7 +172,7 @@ def convert(argv: list[str]) -> Any:
 
 def say_assumed(model: Any) -> None:
     """What the checkpoint itself did not say, where results will be seen."""
-    for sentence in model.provenance.get("assumed", []):
+    for sentence in model.provenance.get("assumed", []) if speaks() else ():
         print(f"assumed: {printable(sentence)}", file=sys.stderr)
 
 
@@ -194,7 +194,9 @@ def pretrain(argv: list[str]) -> Any:
     if words.gpus and not words.dry_run and alone():
         return several(words, "pretrain", argv, task)
     if words.dry_run:
-        return dry_run("pretrain", words, task, workflow.net_config(words.config, task))
+        return dry_run(
+            "pretrain", words, task, workflow.net_config(words.config, task.facts().classes)
+        )
     run = workflow.pretrain(
         task, config=words.config, out=words.out, resume=words.resume, device=words.device
     )
@@ -299,8 +301,8 @@ def plan(argv: list[str]) -> Any:
             raise UsageError(f"--{name} is {value}; it must be at least 1")
     if words.data and (words.images or words.classes):
         raise UsageError("--images and --classes are for a plan without DATA; leave them out")
-    from vitkit.models import variants
     from vitkit.workflows.plan import lines, plan
+    from vitkit.workflows.pretrain import net_config
     from vitkit.workflows.task import open_task
 
     given = DataFacts()
@@ -313,7 +315,7 @@ def plan(argv: list[str]) -> Any:
         facts = replace(facts, side=words.config.image_size[0])
     recipe = recipes.PRETRAIN[words.config.recipe](facts)
     words = with_length(parse(Plan(config=recipe), "plan", argv), argv)
-    net = variants.config(words.config.model, facts.classes, words.config.image_size)
+    net = net_config(words.config, facts.classes)
     found = plan(
         net, words.config, facts.images, processes=words.gpus, probe=words.probe,
         named_accelerator=words.accelerator, device=words.device, data=words.data,

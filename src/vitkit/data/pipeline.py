@@ -82,7 +82,7 @@ class TrainingStream:
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
         self.rank, self.ranks = rank, ranks
         self.remembered: dict[int, Tensor] = {}
-        self.bad = BadImages(limit=max(10, len(source) // 1000))
+        self.bad = BadImages(limit=max(1, max(10, len(source) // 1000) // ranks))
 
     def batches(self, first: int = 0) -> Generator[Batch, None, None]:
         """Batches from number `first` on; closing the iterator ends its threads."""

@@ -146,8 +146,19 @@ def without_far_ends(image: Tensor) -> Tensor:
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Pixels 0..255 (..., 3, H, W) of any dtype -> float32 (pixels / 255 - mean) / std."""
+    return normalised(pixels, normalising_constants(mean, std, pixels.device))
+
+
+def normalising_constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> Tensor:
+    """(2, 3, 1, 1): what `normalised` subtracts, and what it divides by."""
     numbers = [[float(value) for value in values] for values in (mean, std)]
-    shift, scale = torch.tensor(numbers, device=pixels.device).view(2, 3, 1, 1) * 255
+    return torch.tensor(numbers, device=device).view(2, 3, 1, 1) * 255
+
+
+def normalised(pixels: Tensor, constants: Tensor) -> Tensor:
+    shift, scale = constants
     return (pixels.float() - shift) / scale
 
 

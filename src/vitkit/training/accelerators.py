@@ -11,17 +11,17 @@ SHARE_OF_PEAK = 0.4  # that a training step reaches: assumed, not measured
 
 class Accelerator(NamedTuple):
     memory: int  # bytes
-    bf16: float  # dense FLOP/s of bfloat16 (of float16 where it has no bfloat16)
+    bf16: float | None  # dense FLOP/s of bfloat16, None where it has none
     fp32: float  # of float32, with TF32 where it has that
 
 
 GB = 10**9
 
-# From the vendors' data sheets: dense rates, without sparsity. TPUv3 is one core of the two that a
+# The vendors' published figures: dense rates, without sparsity. TPUv3 is one core of the two that a
 # chip has, since the paper counts TPUv3-core-days.
 # fmt: off
 ACCELERATORS = {
-    "V100":     Accelerator( 32 * GB, 125e12,  15.7e12),
+    "V100":     Accelerator( 32 * GB, None,    15.7e12),
     "A100-40":  Accelerator( 40 * GB, 312e12, 156e12),
     "A100-80":  Accelerator( 80 * GB, 312e12, 156e12),
     "H100":     Accelerator( 80 * GB, 989e12, 494e12),

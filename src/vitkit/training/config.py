@@ -176,8 +176,11 @@ SHORT_NAMES = {  # the commonest have short names
 
 LENGTHS = ("steps", "minutes", "epochs")  # one of them decides how long a run is
 
-# Fields that may differ when a run is resumed: they decide speed, not results.
-HARMLESS = {"threads", "save_every"}
+# Fields that may differ when a run is resumed: they decide speed and memory, not results.
+HARMLESS = {
+    "threads", "save_every", "accumulation", "engine.checkpointing", "engine.sharding",
+    "engine.shard_over",
+}  # fmt: skip
 
 
 def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:

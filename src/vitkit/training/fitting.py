@@ -16,7 +16,7 @@ from vitkit.models.nets import NetConfig
 from vitkit.training.config import TrainConfig
 from vitkit.training.memory import largest_batch, memory
 from vitkit.training.parallel import shardings
-from vitkit.training.world import World
+from vitkit.training.world import World, most
 
 SPARE = 0.1  # of what is free, for what the plan does not know
 KINDS = ("none", "selective", "full")
@@ -42,6 +42,8 @@ def choose_fitting(
     asked = config.engine.checkpointing
     kinds = KINDS if asked == "auto" else (asked,)
     limit = free_memory(device, world.local_size) if free is None else free
+    if limit is not None:  # of all processes, so that all choose the same
+        limit = -most(-limit)
     if limit is None:  # unknown
         return kinds[0], *ways[0]
     limit = int(limit * (1 - SPARE))
@@ -86,7 +88,8 @@ def advice(
         how = how | {"checkpointing": kind}
         whole = memory(net, config, batch=images, **how).total <= limit
         # In parts it takes more: the gradients of the first are there while the second is computed.
-        in_parts = replace(config, accumulation=max(2, config.accumulation))
+        parts = min(config.batch_size, max(2, config.accumulation))
+        in_parts = replace(config, accumulation=parts)
         most = images if whole else largest_batch(limit, net, in_parts, batch=images, **how)
         if most:
             parts = math.ceil(config.batch_size / world.size / min(most, images))
@@ -96,7 +99,9 @@ def advice(
     if not found:
         for processes in (2, 4, 8, 16, 32, 64):
             sharded = how | {"sharding": "fsdp", "shards": processes, "checkpointing": "full"}
-            if processes > world.size and memory(net, config, batch=1, **sharded).total <= limit:
+            share = math.ceil(config.batch_size / processes / config.accumulation)
+            fits = memory(net, config, batch=share, **sharded).total <= limit
+            if processes > world.size and fits:
                 found.append(f"{processes} processes with --sharding fsdp --checkpointing full")
                 break
     return f"what would fit: {', or '.join(found)}" if found else "take a smaller --model"

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vitkit.data.pipeline import Batch, TrainingStream
-from vitkit.data.transforms import Preprocessing, normalise
+from vitkit.data.transforms import Preprocessing, normalised, normalising_constants
 from vitkit.errors import VitkitError
 from vitkit.objectives.supervised import cross_entropy
 from vitkit.training.config import TrainConfig
 from vitkit.training.log import RunLog, memory_used
 from vitkit.training.optimizers import make_optimizer
-from vitkit.training.parallel import Engine, apply, parts_of_a_step, whole
+from vitkit.training.parallel import Engine, apply, parts_of_a_step, share_buffers, whole
 from vitkit.training.schedules import warmup_decay
 from vitkit.training.state import TrainState, save_state
 from vitkit.training.stopping import Interrupted, StopSignals
@@ -37,6 +38,12 @@ class Setup:
     steps: int
     engine: Engine
     preprocessing: Preprocessing
+
+    @cached_property
+    def constants(self) -> Tensor:
+        """Made once: bringing numbers to a GPU waits for it."""
+        kept = self.preprocessing
+        return normalising_constants(kept.mean, kept.std, self.engine.device)
 
     @property
     def evaluate_every(self) -> int:
@@ -96,6 +103,7 @@ def train(
                     meter.restart()
                 if stopped or is_due(setup.save_every, state, setup):
                     check_finite(state)
+                    share_buffers(state.net)
                     saved = save_state(checkpoints, state)
                     meter.restart()
                     if stopped:
@@ -146,7 +154,7 @@ def train_step(
     limit = config.optimizer.clip_norm or math.inf
     norm = whole(nn.utils.clip_grad_norm_(state.net.parameters(), limit))
     state.note(loss, norm)
-    if setup.engine.device.type == "cuda":
+    if setup.engine.device.type == "cuda" and optimizer.defaults["fused"]:
         # The fused optimizers read it on the device, and change nothing where it is 1.
         optimizer.found_inf = state.diverged  # type: ignore[attr-defined]
     else:
@@ -167,7 +175,7 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
     try:
         for number in parts_of_a_step(state.forward, len(parts)):
             images, labels = parts[number]
-            pixels = normalise(images, setup.preprocessing.mean, setup.preprocessing.std)
+            pixels = normalised(images, setup.constants)
             with setup.engine.autocast():
                 logits = state.forward(pixels)
             loss = cross_entropy(logits, labels, config.loss, config.label_smoothing)
@@ -205,7 +213,7 @@ def halve_parts(setup: Setup, state: TrainState, images: int, say: Callable[[str
     state.parts = wanted
     say(
         f"step {state.step}: out of memory with {now} images at once; going on with "
-        f"{math.ceil(images / wanted)}, the batch and the result stay the same"
+        f"{math.ceil(images / wanted)}, and the same batch"
     )
 
 
@@ -232,7 +240,8 @@ def on_device(
         for batch in batches:
             with torch.cuda.stream(stream):
                 pinned = (batch.images.pin_memory(), batch.labels.pin_memory())
-                yield Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
+                copied = Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
+            yield copied  # outside: the stream would stay the current one of whoever reads on
 
     try:
         copied = copies()
@@ -254,6 +263,7 @@ def evaluate_now(
     keep_best: Callable[[], None],
     log: RunLog,
 ) -> None:
+    share_buffers(state.net)
     with state.averaged() as net:
         metrics = evaluate(net)
     log.record(state.step, "evaluation", metrics)
@@ -303,7 +313,7 @@ def seconds_of_a_step(
     setup: Setup, net: nn.Module, forward: nn.Module, stream: Generator[Batch, None, None]
 ) -> float:
     """By steps with a learning rate of 0 and an optimizer of their own; compiling is not timed."""
-    trial = with_optimizer(net, forward, setup.config)
+    trial = with_optimizer(net, forward, replace(setup.config, polyak=0.0))
     kept = {name: buffer.clone() for name, buffer in net.named_buffers()}  # batch norms' means
     batches = on_device(stream, setup.engine.device)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from vitkit.training.config import OptimizerConfig
 
@@ -17,14 +18,18 @@ def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
     """AdamW with decoupled decay (paper, Table 3), or SGD with momentum (Table 4).
 
     Weight decay is multiplied by the learning rate; biases, norms, the class token and the
-    position embeddings are not decayed.
+    position embeddings are not decayed. Both are fused, but for SGD over sharded weights, which
+    torch cannot fuse (2.14).
     """
     groups = parameter_groups(net, config.weight_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True
         )
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    fused = not any(isinstance(parameter, DTensor) for parameter in net.parameters())
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, fused=fused, foreach=not fused
+    )
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import (
 from vitkit.errors import UsageError
 from vitkit.training.config import EngineConfig
 from vitkit.training.precision import Precision
-from vitkit.training.world import World
+from vitkit.training.world import World, mean
 
 # Compiling the blocks takes 10 to 40 seconds; below this many FLOPs of a whole run a CPU does not
 # win them back (docs/performance.md, "Compiling").
@@ -205,6 +205,14 @@ def reshard(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def share_buffers(net: nn.Module) -> None:
+    """Batch norms' statistics as the mean of the processes', each of which has seen its images."""
+    if dist.is_initialized():
+        for buffer in net.buffers():
+            if buffer.is_floating_point() and not isinstance(buffer, DTensor):
+                buffer.copy_(mean(buffer))
 
 
 def mesh_of(engine: Engine) -> DeviceMesh:

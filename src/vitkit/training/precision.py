@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ def choose_threads(flops_of_a_step: float, device: torch.device, processes: int 
     loading of images say, wants a core (docs/performance.md).
     """
     small = device.type == "cpu" and flops_of_a_step < ONE_THREAD_BELOW
+    if "OMP_NUM_THREADS" in os.environ:  # torchrun or the user has said it for each process
+        processes = 1
     return 1 if small else max(1, torch.get_num_threads() // processes)
 
 
@@ -69,6 +72,10 @@ def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise UsageError(f"device {wanted!r} is none; usable: auto, cpu, cuda, cuda:1") from error
+    if kind == "mps" and local_rank is not None:
+        raise UsageError(
+            "several processes cannot share MPS; give --device cpu, or leave out --gpus"
+        )
     if kind == "cuda":
         number = device.index if local_rank is None else local_rank
         count = torch.cuda.device_count()

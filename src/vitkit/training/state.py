@@ -166,7 +166,7 @@ def load_state(folder: Path, state: TrainState) -> None:
     progress = json.loads((folder / PROGRESS).read_text())
     state.step, state.best = progress["step"], progress["best"]
     state.evaluated_at = progress["evaluated_at"]
-    state.parts = progress.get("parts", state.parts)
+    state.parts = max(progress.get("parts", 1), state.parts)
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:

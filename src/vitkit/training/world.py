@@ -54,11 +54,11 @@ def from_environment() -> World:
 def joined(device: torch.device) -> Iterator[World]:
     """The processes of a run are connected inside the block: by NCCL for CUDA, gloo for the CPU."""
     world = from_environment()
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     if world.size == 1 or dist.is_initialized():
         yield world
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
@@ -67,10 +67,9 @@ def joined(device: torch.device) -> Iterator[World]:
             f"process {world.rank} of {world.size} cannot reach the others: {error}; check "
             "MASTER_ADDR and MASTER_PORT, or start the run by torchrun"
         ) from error
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    yield world
+    # Not after an error: NCCL would wait here for the others, who do not know of it.
+    dist.destroy_process_group()
 
 
 def most(number: int) -> int:
@@ -114,6 +113,24 @@ def from_main(work: Callable[[], Any]) -> Any:
         elsewhere.exit_code = told[1][1]
         raise elsewhere
     return told[0]
+
+
+def together(work: Callable[[], Any]) -> Any:
+    """What `work` gives here; where it fails in one process, all of them fail with its error."""
+    if not dist.is_initialized():
+        return work()
+    found, failure = None, None
+    try:
+        found = work()
+    except VitkitError as error:
+        failure = error
+    told = of_all(None if failure is None else (str(failure), failure.exit_code))
+    if not any(told):
+        return found
+    rank, (text, code) = next((r, t) for r, t in enumerate(told) if t is not None)
+    elsewhere = ElsewhereError(text if rank == 0 else f"process {rank}: {text}")
+    elsewhere.exit_code = code
+    raise elsewhere
 
 
 def of_all(value: Any) -> list[Any]:

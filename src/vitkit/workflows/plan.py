@@ -16,11 +16,11 @@ from vitkit.errors import UsageError
 from vitkit.models import cost
 from vitkit.models.nets import NetConfig, make, make_meta
 from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
-from vitkit.training.config import TrainConfig
+from vitkit.training.config import EngineConfig, TrainConfig
 from vitkit.training.fitting import GIB, SPARE, free_memory
 from vitkit.training.loop import Setup, fresh_state, seconds_of_a_step
 from vitkit.training.memory import Memory, largest_batch, memory
-from vitkit.training.parallel import Engine, choose_compile
+from vitkit.training.parallel import Engine, choose_compile, shardings
 from vitkit.training.precision import (
     Precision,
     choose_device,
@@ -28,6 +28,7 @@ from vitkit.training.precision import (
     choose_threads,
     computing_threads,
 )
+from vitkit.training.world import World
 
 KINDS = ("none", "selective", "full")
 BUNDLES, STATES = 2, 2  # best/ and last/, and the resumable states that a run keeps
@@ -51,7 +52,7 @@ def plan(
     machine, or from the table of accelerators at an assumed share of their peak; with `probe` off
     and no accelerator there is none. `data` are the words of DATA, whose files' size is told.
     """
-    engine = engine_for(net, config, images, device, named_accelerator)
+    engine = engine_for(net, config, images, device, named_accelerator, processes)
     if config.batch_size % processes:
         raise UsageError(f"{processes} processes do not divide a batch of {config.batch_size}")
     at_once = math.ceil(config.batch_size / processes / config.accumulation)
@@ -59,13 +60,20 @@ def plan(
         accelerator(named_accelerator).memory if named_accelerator
         else free_memory(engine.device, processes if engine.device.type != "cuda" else 1)
     )  # fmt: skip
+    kind_of_device = "cuda" if named_accelerator else engine.device.type
+    planned = memories(net, config, engine, at_once, processes, kind_of_device)
+    tried = probe and named_accelerator is None
+    whole = first_fitting(net, config, engine, at_once, free) if tried else None
     seconds, source = None, "not asked for"
     if named_accelerator:
         seconds = seconds_on(named_accelerator, net, config, engine.precision.name, processes)
         source = f"{SHARE_OF_PEAK:.0%} of the peak of {named_accelerator}, assumed"
-    elif probe:
+    elif whole is None:
+        source = "not probed: the net does not fit here" if tried else source
+    else:
         share = replace(config, batch_size=config.batch_size // processes)
-        seconds, source = probed(net, share, engine), "steps on noise on this machine"
+        seconds = probed(net, share, replace(engine, checkpointing=whole))
+        source = "steps on noise on this machine"
         source += ", without what processes send each other" if processes > 1 else ""
     steps, step_images = steps_of(config, images, seconds), config.batch_size
     where = named_accelerator or engine.device.type
@@ -74,9 +82,9 @@ def plan(
         "precision": engine.precision.name, "compile": engine.compile, "processes": processes,
         "parameters": cost.parameters(net), "flops_per_image": cost.flops(net),
         "images_at_once": at_once,
-        "memory": memories(net, config, engine, at_once, processes, where_type(where, engine)),
+        "memory": planned,
         "memory_free": free,
-        "largest_images_at_once": largest(net, config, engine, free, where_type(where, engine)),
+        "largest_images_at_once": largest(net, config, engine, free, kind_of_device),
         "batch_size": step_images, "steps": steps,
         "images_seen": None if steps is None else steps * step_images,
         "epochs": None if steps is None else steps * step_images / images,
@@ -91,35 +99,51 @@ def plan(
 
 
 def engine_for(
-    net: NetConfig, config: TrainConfig, images: int, device: str, named_accelerator: str | None
+    net: NetConfig,
+    config: TrainConfig,
+    images: int,
+    device: str,
+    named_accelerator: str | None,
+    processes: int = 1,
 ) -> Engine:
     """How the run would compute on the device, or on a CUDA device by a name."""
     place = torch.device("cpu") if named_accelerator else choose_device(device)
     image = 3 * cost.flops(net)
     if named_accelerator:
-        wanted = "bf16" if config.precision == "auto" else config.precision
-        precision = Precision(wanted, f"{named_accelerator} has fast bf16")
+        able = accelerator(named_accelerator).bf16 is not None
+        wanted = ("bf16" if able else "fp32") if config.precision == "auto" else config.precision
+        precision = Precision(wanted, "planned")
         compiled = choose_compile(config.engine, make_meta(net), torch.device("cuda"), math.inf)
         return Engine(place, precision, 1, compiled)
     precision = choose_precision(config.precision, place)
     steps = steps_of(config, images, None)
     work = math.inf if steps is None else image * config.batch_size * steps
-    threads = choose_threads(image * config.batch_size, place)
+    threads = choose_threads(image * config.batch_size / processes, place, processes)
     compiled = choose_compile(config.engine, make_meta(net), place, work)
     checkpointing = config.engine.checkpointing
     kind = "none" if checkpointing == "auto" else checkpointing
     return Engine(place, precision, threads, compiled, kind)
 
 
-def where_type(where: str, engine: Engine) -> str:
-    return engine.device.type if where == engine.device.type else "cuda"
+def first_fitting(
+    net: NetConfig, config: TrainConfig, engine: Engine, images: int, free: int | None
+) -> str | None:
+    """The least checkpointing with which one process can hold the whole net, for a probe."""
+    asked = config.engine.checkpointing
+    alone = replace(config, engine=EngineConfig(checkpointing=asked))
+    for row in memories(net, alone, engine, images, 1, engine.device.type):
+        fits = free is None or row["total"] <= (1 - SPARE) * free
+        if fits and asked in ("auto", row["checkpointing"]):
+            return row["checkpointing"]
+    return None
 
 
 def seconds_on(
     name: str, net: NetConfig, config: TrainConfig, precision: str, processes: int
 ) -> float:
     chip = accelerator(name)
-    rate = SHARE_OF_PEAK * (chip.bf16 if precision == "bf16" else chip.fp32) * processes
+    peak = chip.bf16 if precision == "bf16" and chip.bf16 is not None else chip.fp32
+    rate = SHARE_OF_PEAK * peak * processes
     return 3 * cost.flops(net) * config.batch_size / rate
 
 
@@ -144,7 +168,7 @@ def memories(
     net: NetConfig, config: TrainConfig, engine: Engine, images: int, processes: int, device: str
 ) -> list[dict[str, Any]]:
     """Peak memory of one process, by part, for each checkpointing and sharding."""
-    ways = [("none", 1)] if processes == 1 else [("ddp", 1), ("fsdp", processes)]
+    ways = shardings(config.engine, World(size=processes, local_size=processes))
     rows = []
     for sharding, shards in ways:
         for kind in KINDS:
@@ -224,6 +248,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"({found['seconds_per_step'] * 1e3:,.0f} ms a step: {found['time_from']}; "
             "evaluation, and images that load more slowly, come on top)"
         )
+    elif found["time_from"].startswith("not probed"):
+        text.append(found["time_from"])
     data = "" if found["disk_data"] is None else f", data {found['disk_data'] / GIB:.2f} GiB"
     text.append(f"disk: states and bundles {found['disk_checkpoints'] / GIB:.2f} GiB{data}")
     return text

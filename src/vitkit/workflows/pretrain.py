@@ -34,7 +34,7 @@ def pretrain(
     """
     task = open_task(data)
     final = override(config or recipe_config(task, recipe), fields)
-    net = net_config(final, task)
+    net = net_config(final, len(task.train.class_names))
     return train_run(
         "pretrain", task, final, net, lambda: make(net), out=out, resume=resume,
         device=device, quiet=quiet,
@@ -46,7 +46,7 @@ def recipe_config(task: Task, recipe: str) -> TrainConfig:
     return PRETRAIN[named("recipe", recipe, PRETRAIN)](task.facts())
 
 
-def net_config(config: TrainConfig, task: Task) -> NetConfig:
+def net_config(config: TrainConfig, classes: int) -> NetConfig:
     """The net that a config asks for; UsageError where there is none such."""
     asked = {
         "pooling": config.pooling, "hidden_head": config.hidden_head, "dropout": config.dropout,
@@ -59,4 +59,4 @@ def net_config(config: TrainConfig, task: Task) -> NetConfig:
         if name not in fields and (of_tokens if name == "pooling" else wanted):
             raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
     options = {name: value for name, value in asked.items() if name in fields}
-    return variants.config(config.model, len(task.train.class_names), config.image_size, **options)
+    return variants.config(config.model, classes, config.image_size, **options)

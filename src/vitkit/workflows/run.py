@@ -26,7 +26,7 @@ from vitkit.training.config import TrainConfig
 from vitkit.training.fitting import choose_fitting
 from vitkit.training.log import RunLog
 from vitkit.training.loop import Setup, fresh_state, steps_in, train
-from vitkit.training.parallel import Engine, choose_compile
+from vitkit.training.parallel import Engine, choose_compile, shardings
 from vitkit.training.precision import (
     Precision,
     choose_device,
@@ -42,6 +42,7 @@ from vitkit.training.world import (
     joined,
     most,
     of_all,
+    together,
     total,
 )
 from vitkit.workflows.run_folder import check_resumed, run_folder, write_run_config
@@ -92,11 +93,15 @@ def train_run(
     check_shares(config, task, world)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
     meta = make_meta(net_config)
-    engine = choose_engine(config, meta, task, place, world)
     with joined(place):
+        engine = together(lambda: choose_engine(config, meta, task, place, world))
         folder, saved, recorded = from_main(lambda: opened(kind, task, config, parent, out, resume))
         torch.manual_seed(config.seed)
-        engine = as_recorded(engine, recorded)
+        if recorded:
+            # What was computed again stays so, unless other words are given now.
+            resumed = with_recorded(config, recorded)
+            engine = together(lambda: choose_engine(resumed, meta, task, place, world))
+            engine = as_recorded(engine, recorded)
         setup = Setup(config, 1, engine, preprocessing)
         # Sharded weights are drawn by the main process, which then hands out the parts.
         elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
@@ -164,8 +169,10 @@ def train_into(
         from_main(bundle)
 
     def evaluate(net: nn.Module) -> dict[str, float]:
+        share = math.ceil(setup.config.batch_size / world.size / state.parts)
+        # No more at once than training takes: that is what memory was planned for.
         batches = evaluation_batches(
-            task.val, setup.preprocessing, EVALUATION_BATCH, setup.config.threads, stream.bad,
+            task.val, setup.preprocessing, min(EVALUATION_BATCH, share), setup.config.threads, stream.bad,
             world.rank, world.size,
         )  # fmt: skip
         # Uncompiled: other shapes than training's would each be compiled anew.
@@ -206,21 +213,28 @@ def choose_engine(
     return Engine(device, precision, threads, compiled, checkpointing, sharding, over, world)
 
 
+def with_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
+    """The config with the checkpointing of the run that is resumed, where none is asked for."""
+    if config.engine.checkpointing != "auto":
+        return config
+    kind = recorded.get("checkpointing", "none")
+    return replace(config, engine=replace(config.engine, checkpointing=kind))
+
+
 def as_recorded(engine: Engine, recorded: dict[str, Any]) -> Engine:
-    """What a resumed run had chosen; only the processes, and how they share it, may be others."""
-    if not recorded:
-        return engine
+    """The precision and compilation of a resumed run; threads too in as many processes."""
+    same = engine.world.size == recorded.get("processes", 1)
     return replace(
         engine,
         precision=Precision(recorded["precision"], "as the run was started"),
-        threads=recorded["torch_threads"],
+        threads=recorded["torch_threads"] if same else engine.threads,
         compile=recorded.get("compile", False),
-        checkpointing=recorded.get("checkpointing", "none"),
     )
 
 
 def check_shares(config: TrainConfig, task: Task, world: World) -> None:
-    """UsageError where the processes of a run cannot share its images or a batch."""
+    """UsageError where the processes of a run cannot share its images, a batch or the net."""
+    shardings(config.engine, world)
     if world.size > len(task.train):
         raise UsageError(
             f"{world.size} processes for {len(task.train)} images in {task.name}: each needs one; "
