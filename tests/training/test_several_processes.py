@@ -10,6 +10,7 @@ from vitkit.data.sources import digits
 from vitkit.data.transforms import TrainTransform
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config
+from vitkit.training.config import OptimizerConfig
 from vitkit.training.loop import fresh_state, learning_rates, train_step
 from vitkit.training.parallel import Engine, gathered, reshard
 from vitkit.training.precision import Precision
@@ -31,7 +32,11 @@ def work(given: dict) -> int:
             shard_over=given.get("shard_over", world.size), world=world,
         )  # fmt: skip
         settings = setup(
-            STEPS, polyak=0.9, accumulation=given.get("accumulation", 1), engine=engine
+            STEPS,
+            polyak=0.9,
+            accumulation=given.get("accumulation", 1),
+            engine=engine,
+            optimizer=OptimizerConfig(given.get("optimizer", "adamw")),
         )
         torch.manual_seed(0)
         net = build("ViT-Pico/4", 10, 8)
@@ -127,6 +132,12 @@ def test_in_float64_the_weights_after_twenty_steps_are_those_of_one_process(
     close(
         found, one[True], "predicted", 1e-10
     )  # by the average, after which training weights stand
+
+
+def test_sharded_sgd_moves_the_weights_as_in_one_process(tmp_path):
+    alone = outcome(tmp_path, 1, double=True, optimizer="sgd")
+    found = outcome(tmp_path, 2, sharding="fsdp", double=True, optimizer="sgd")
+    close(found, alone, "weight/", 1e-10)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])

@@ -172,8 +172,8 @@ def train_into(
         share = math.ceil(setup.config.batch_size / world.size / state.parts)
         # No more at once than training takes: that is what memory was planned for.
         batches = evaluation_batches(
-            task.val, setup.preprocessing, min(EVALUATION_BATCH, share), setup.config.threads, stream.bad,
-            world.rank, world.size,
+            task.val, setup.preprocessing, min(EVALUATION_BATCH, share), setup.config.threads,
+            stream.bad, world.rank, world.size,
         )  # fmt: skip
         # Uncompiled: other shapes than training's would each be compiled anew.
         with torch.compiler.set_stance("force_eager"):
