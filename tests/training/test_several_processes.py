@@ -149,8 +149,8 @@ def test_parts_of_a_batch_add_up_over_processes(tmp_path, one, sharding):
 def test_a_sharded_state_is_whole_and_goes_on_in_another_number_of_processes(tmp_path, one):
     saved = tmp_path / "checkpoints"
     saved.mkdir()
-    outcome(tmp_path, 4, sharding="fsdp", double=True, steps=10, save=saved)
-    for processes, sharding in ((2, "fsdp"), (2, "ddp"), (1, "none")):
+    outcome(tmp_path, 2, sharding="fsdp", double=True, steps=10, save=saved)
+    for processes, sharding in ((4, "fsdp"), (1, "none")):
         found = outcome(tmp_path, processes, sharding=sharding, double=True, resume=saved)
         expected = {n: t for n, t in one[True].items() if n.startswith(("weight/", "average/"))}
         close({n: found[n] for n in expected}, expected, "weight/", 1e-10)

@@ -14,7 +14,6 @@ from vitkit.errors import UsageError
 from vitkit.models import cost
 from vitkit.models.nets import NetConfig
 from vitkit.training.config import TrainConfig
-from vitkit.training.memory import largest_batch, memory
 from vitkit.training.parallel import shardings
 from vitkit.training.world import World, most
 
@@ -50,6 +49,8 @@ def choose_fitting(
     images = math.ceil(config.batch_size / world.size / config.accumulation)
     if surely_fits(net, images, limit):
         return kinds[0], *ways[0]
+    from vitkit.training.memory import memory  # a second that small runs do without
+
     how: dict[str, Any] = {"device": device.type, "precision": precision, "compiled": compiled}
     for kind in kinds:
         for sharding, over in ways:
@@ -81,6 +82,8 @@ def advice(
     net: NetConfig, config: TrainConfig, limit: int, how: dict[str, Any], images: int, world: World
 ) -> str:
     """What would fit, in words of the command line."""
+    from vitkit.training.memory import largest_batch, memory
+
     found, asked = [], how["checkpointing"]
     for kind in ("none", "selective", "full"):
         if KINDS.index(kind) < KINDS.index(asked):
