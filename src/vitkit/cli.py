@@ -249,7 +249,9 @@ def several(words: Pretrain, verb: str, argv: list[str], task: Task) -> Any:
 
     for rank in range(words.gpus or 1):
         choose_device(words.device, rank)
-    check_shares(words.config, task, World(size=words.gpus or 1))
+    check_shares(
+        words.config, len(task.train), World(size=words.gpus or 1, local_size=words.gpus or 1)
+    )
     raise SystemExit(start(run, [verb, *argv], words.gpus or 1))
 
 
@@ -273,11 +275,11 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.workflows.run import check_shares, choose_engine, fixed_steps
     from vitkit.workflows.run import plan as run_plan
 
-    steps, processes = fixed_steps(words.config, task), words.gpus or 1
+    steps, processes = fixed_steps(words.config, len(task.train)), words.gpus or 1
     world = World(size=processes, local_size=processes)
-    check_shares(words.config, task, world)
+    check_shares(words.config, len(task.train), world)
     place = choose_device(words.device)
-    engine = choose_engine(words.config, make_meta(net), task, place, world)
+    engine = choose_engine(words.config, make_meta(net), len(task.train), place, world)
     preprocessing = Preprocessing.direct(words.config.image_size)
     setup = Setup(words.config, steps or 1, engine, preprocessing)
     print(json.dumps(to_json(words.config), indent=2))

@@ -1,5 +1,7 @@
 """Several gloo processes compute what one computes: losses, gradients, weights, states."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +14,7 @@ from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config
 from vitkit.training.config import OptimizerConfig
 from vitkit.training.loop import fresh_state, learning_rates, train_step
-from vitkit.training.parallel import Engine, gathered, reshard
+from vitkit.training.parallel import Engine, gathered, reshard, share_buffers
 from vitkit.training.precision import Precision
 from vitkit.training.state import load_state, newest_state, save_state
 from vitkit.training.world import from_environment, joined, mean, start
@@ -28,6 +30,7 @@ def work(given: dict) -> int:
         world = from_environment()
         engine = Engine(
             CPU, Precision(given.get("precision", "fp32"), "for a test"), 1,
+            compile=given.get("compile", False),
             checkpointing=given.get("checkpointing", "none"), sharding=given["sharding"],
             shard_over=given.get("shard_over", world.size), world=world,
         )  # fmt: skip
@@ -160,6 +163,40 @@ def test_a_sharded_state_is_whole_and_goes_on_in_another_number_of_processes(tmp
 def test_processes_that_are_not_the_main_one_hold_no_weights_before_they_are_handed_out():
     net = make_meta(config("ViT-Pico/4", 10, 8))
     assert all(p.device.type == "meta" for p in net.parameters())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_compiled_blocks_train_in_several_processes(tmp_path, one, sharding):
+    found = outcome(tmp_path, 2, sharding=sharding, compile=True, checkpointing="full")
+    torch.testing.assert_close(found["losses"], one[False]["losses"], rtol=1e-4, atol=0)
+
+
+def averaging(file: str) -> int:
+    with joined(CPU):
+        world = from_environment()
+        net = build("EfficientNet-B0", 2, 32).train()
+        torch.manual_seed(world.rank)
+        with torch.no_grad():
+            net(torch.randn(4, 3, 32, 32) + world.rank)  # each process sees other images
+        own = {f"{world.rank}/{name}": buffer.clone() for name, buffer in net.named_buffers()}
+        share_buffers(net)
+        shared = {f"shared {world.rank}/{name}": b for name, b in net.named_buffers()}
+        save_file(own | shared, f"{file}-{world.rank}")
+    return 0
+
+
+def test_batch_norms_have_the_mean_of_what_the_processes_saw(tmp_path):
+    """So that what is evaluated, kept as best/ and saved is one net."""
+    assert start(averaging, str(tmp_path / "buffers"), 2) == 0
+    found = load_file(tmp_path / "buffers-0") | load_file(tmp_path / "buffers-1")
+    names = [n.removeprefix("0/") for n in found if n.startswith("0/") and "running" in n]
+    assert names
+    for name in names:
+        mean_of_both = (found[f"0/{name}"] + found[f"1/{name}"]) / 2
+        torch.testing.assert_close(found[f"shared 0/{name}"], mean_of_both)
+        assert torch.equal(found[f"shared 0/{name}"], found[f"shared 1/{name}"])
+    assert any(not torch.equal(found[f"0/{n}"], found[f"1/{n}"]) for n in names)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])

@@ -101,7 +101,7 @@ def test_on_the_command_line(capsys):
     assert "leave them out" in capsys.readouterr().err
     assert main(["plan", "--gpus", "0"]) == 2
     assert main(["plan", "--gpus", "7", "--batch-size", "64", "--no-probe"]) == 2
-    assert "7 processes do not divide a batch of 64" in capsys.readouterr().err
+    assert "64 cannot be shared by 7 processes" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):

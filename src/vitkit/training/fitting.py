@@ -85,7 +85,7 @@ def advice(
     from vitkit.training.memory import largest_batch, memory
 
     found, asked = [], how["checkpointing"]
-    for kind in ("none", "selective", "full"):
+    for kind in KINDS:
         if KINDS.index(kind) < KINDS.index(asked):
             continue
         how = how | {"checkpointing": kind}

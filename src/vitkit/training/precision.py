@@ -67,7 +67,8 @@ def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
     kind = wanted.split(":")[0]
     if not there.get(kind, False):
         usable = [name for name, available in there.items() if available]
-        raise UsageError(f"device {wanted!r} is not usable here; usable: auto, {', '.join(usable)}")
+        text = f"device {wanted!r} is not usable here; usable: auto, {', '.join(usable)}"
+        raise not_there(text, local_rank)
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -80,9 +81,17 @@ def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
         number = device.index if local_rank is None else local_rank
         count = torch.cuda.device_count()
         if (number or 0) >= count:
-            raise UsageError(f"CUDA device {number} is not there: this machine has {count}, 0 up")
+            text = f"CUDA device {number} is not there: this machine has {count}, counted from 0"
+            raise not_there(text, local_rank)
         return device if number is None else torch.device("cuda", number)
     return device
+
+
+def not_there(text: str, local_rank: int | None) -> UsageError:
+    """Of several processes each tells it for itself: only one machine may lack a device."""
+    error = UsageError(text)
+    error.everywhere = local_rank is None
+    return error
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:

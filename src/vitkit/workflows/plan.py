@@ -12,25 +12,18 @@ import torch
 
 from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import UsageError
 from vitkit.models import cost
 from vitkit.models.nets import NetConfig, make, make_meta
 from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
 from vitkit.training.config import EngineConfig, TrainConfig
-from vitkit.training.fitting import GIB, SPARE, free_memory
+from vitkit.training.fitting import GIB, KINDS, SPARE, free_memory
 from vitkit.training.loop import Setup, fresh_state, seconds_of_a_step
 from vitkit.training.memory import Memory, largest_batch, memory
 from vitkit.training.parallel import Engine, choose_compile, shardings
-from vitkit.training.precision import (
-    Precision,
-    choose_device,
-    choose_precision,
-    choose_threads,
-    computing_threads,
-)
+from vitkit.training.precision import Precision, choose_device, computing_threads
 from vitkit.training.world import World
+from vitkit.workflows.run import check_shares, choose_computing, fixed_steps
 
-KINDS = ("none", "selective", "full")
 BUNDLES, STATES = 2, 2  # best/ and last/, and the resumable states that a run keeps
 STATE_COPIES = {"adamw": 3, "sgd": 2}  # of the weights in a state, the weights included
 
@@ -52,49 +45,28 @@ def plan(
     machine, or from the table of accelerators at an assumed share of their peak; with `probe` off
     and no accelerator there is none. `data` are the words of DATA, whose files' size is told.
     """
-    engine = engine_for(net, config, images, device, named_accelerator, processes)
-    if config.batch_size % processes:
-        raise UsageError(f"{processes} processes do not divide a batch of {config.batch_size}")
+    world = World(size=processes, local_size=processes)
+    check_shares(config, images, world)
+    engine = engine_for(net, config, images, device, named_accelerator, world)
     at_once = math.ceil(config.batch_size / processes / config.accumulation)
     free = (
         accelerator(named_accelerator).memory if named_accelerator
-        else free_memory(engine.device, processes if engine.device.type != "cuda" else 1)
+        else free_memory(engine.device, processes)
     )  # fmt: skip
+    # A named accelerator is planned for as any CUDA device.
     kind_of_device = "cuda" if named_accelerator else engine.device.type
-    planned = memories(net, config, engine, at_once, processes, kind_of_device)
-    tried = probe and named_accelerator is None
-    whole = first_fitting(net, config, engine, at_once, free) if tried else None
-    seconds, source = None, "not asked for"
-    if named_accelerator:
-        seconds = seconds_on(named_accelerator, net, config, engine.precision.name, processes)
-        source = f"{SHARE_OF_PEAK:.0%} of the peak of {named_accelerator}, assumed"
-    elif whole is None:
-        source = "not probed: the net does not fit here" if tried else source
-    else:
-        share = replace(config, batch_size=config.batch_size // processes)
-        seconds = probed(net, share, replace(engine, checkpointing=whole))
-        source = "steps on noise on this machine"
-        source += ", without what processes send each other" if processes > 1 else ""
-    steps, step_images = steps_of(config, images, seconds), config.batch_size
-    where = named_accelerator or engine.device.type
+    seconds, source = seconds_of(net, config, engine, at_once, free, named_accelerator, probe)
     return {
-        "model": config.model, "image_size": list(config.image_size), "device": where,
+        "model": config.model, "image_size": list(config.image_size),
+        "device": named_accelerator or engine.device.type,
         "precision": engine.precision.name, "compile": engine.compile, "processes": processes,
         "parameters": cost.parameters(net), "flops_per_image": cost.flops(net),
-        "images_at_once": at_once,
-        "memory": planned,
-        "memory_free": free,
+        "images_at_once": at_once, "memory_free": free,
+        "memory": memories(net, config, engine, at_once, kind_of_device),
         "largest_images_at_once": largest(net, config, engine, free, kind_of_device),
-        "batch_size": step_images, "steps": steps,
-        "images_seen": None if steps is None else steps * step_images,
-        "epochs": None if steps is None else steps * step_images / images,
-        "seconds_per_step": seconds, "time_from": source,
-        "seconds": None if steps is None or seconds is None else steps * seconds,
-        "device_days": (
-            None if steps is None or seconds is None else processes * steps * seconds / 86400
-        ),
-        "exaflops": None if steps is None else cost.exaflops(net, steps * step_images, 1),
+        "batch_size": config.batch_size, "seconds_per_step": seconds, "time_from": source,
         "disk_checkpoints": disk(net, config), "disk_data": size_of(data),
+        **length(net, config, images, seconds, processes),
     }  # fmt: skip
 
 
@@ -104,25 +76,57 @@ def engine_for(
     images: int,
     device: str,
     named_accelerator: str | None,
-    processes: int = 1,
+    world: World,
 ) -> Engine:
     """How the run would compute on the device, or on a CUDA device by a name."""
-    place = torch.device("cpu") if named_accelerator else choose_device(device)
-    image = 3 * cost.flops(net)
-    if named_accelerator:
-        able = accelerator(named_accelerator).bf16 is not None
-        wanted = ("bf16" if able else "fp32") if config.precision == "auto" else config.precision
-        precision = Precision(wanted, "planned")
-        compiled = choose_compile(config.engine, make_meta(net), torch.device("cuda"), math.inf)
-        return Engine(place, precision, 1, compiled)
-    precision = choose_precision(config.precision, place)
-    steps = steps_of(config, images, None)
-    work = math.inf if steps is None else image * config.batch_size * steps
-    threads = choose_threads(image * config.batch_size / processes, place, processes)
-    compiled = choose_compile(config.engine, make_meta(net), place, work)
-    checkpointing = config.engine.checkpointing
-    kind = "none" if checkpointing == "auto" else checkpointing
-    return Engine(place, precision, threads, compiled, kind)
+    if named_accelerator is None:
+        return choose_computing(config, make_meta(net), images, choose_device(device), world)
+    able = accelerator(named_accelerator).bf16 is not None
+    wanted = ("bf16" if able else "fp32") if config.precision == "auto" else config.precision
+    compiled = choose_compile(config.engine, make_meta(net), torch.device("cuda"), math.inf)
+    return Engine(torch.device("cpu"), Precision(wanted, "planned"), 1, compiled, world=world)
+
+
+def seconds_of(
+    net: NetConfig,
+    config: TrainConfig,
+    engine: Engine,
+    images: int,
+    free: int | None,
+    named_accelerator: str | None,
+    probe: bool,
+) -> tuple[float | None, str]:
+    """Seconds of a step, None where not known, and where they are from."""
+    processes = engine.world.size
+    if named_accelerator is not None:
+        peak = seconds_on(named_accelerator, net, config, engine.precision.name, processes)
+        return peak, f"{SHARE_OF_PEAK:.0%} of the peak of {named_accelerator}, assumed"
+    if not probe:
+        return None, "not asked for"
+    fitting = first_fitting(net, config, engine, images, free)
+    if fitting is None:
+        return None, "not probed: the net does not fit here"
+    share = replace(config, batch_size=config.batch_size // processes)
+    source = "steps on noise on this machine"
+    source += ", without what processes send each other" if processes > 1 else ""
+    return probed(net, share, replace(engine, checkpointing=fitting)), source
+
+
+def length(
+    net: NetConfig, config: TrainConfig, images: int, seconds: float | None, processes: int
+) -> dict[str, Any]:
+    """Steps, images, time and cost of the run, each None where it is not known."""
+    steps = fixed_steps(config, images)
+    if steps is None and config.minutes is not None and seconds is not None:
+        steps = max(1, int(config.minutes * 60 / seconds))
+    seen = None if steps is None else steps * config.batch_size
+    whole = None if steps is None or seconds is None else steps * seconds
+    return {
+        "steps": steps, "images_seen": seen, "seconds": whole,
+        "epochs": None if seen is None else seen / images,
+        "exaflops": None if seen is None else cost.exaflops(net, seen, 1),
+        "device_days": None if whole is None else processes * whole / 86400,
+    }  # fmt: skip
 
 
 def first_fitting(
@@ -131,7 +135,7 @@ def first_fitting(
     """The least checkpointing with which one process can hold the whole net, for a probe."""
     asked = config.engine.checkpointing
     alone = replace(config, engine=EngineConfig(checkpointing=asked))
-    for row in memories(net, alone, engine, images, 1, engine.device.type):
+    for row in memories(net, alone, replace(engine, world=World()), images, engine.device.type):
         fits = free is None or row["total"] <= (1 - SPARE) * free
         if fits and asked in ("auto", row["checkpointing"]):
             return row["checkpointing"]
@@ -158,6 +162,7 @@ def noise(config: TrainConfig) -> Generator[Batch, None, None]:
 
 def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:
     """Seconds of a step, by taking some; without loading images."""
+    engine = replace(engine, world=World())
     setup = Setup(config, 1, engine, Preprocessing.direct(config.image_size))
     state = fresh_state(make(net), config, engine)
     with computing_threads(engine.threads):
@@ -165,12 +170,11 @@ def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:
 
 
 def memories(
-    net: NetConfig, config: TrainConfig, engine: Engine, images: int, processes: int, device: str
+    net: NetConfig, config: TrainConfig, engine: Engine, images: int, device: str
 ) -> list[dict[str, Any]]:
     """Peak memory of one process, by part, for each checkpointing and sharding."""
-    ways = shardings(config.engine, World(size=processes, local_size=processes))
     rows = []
-    for sharding, shards in ways:
+    for sharding, shards in shardings(config.engine, engine.world):
         for kind in KINDS:
             found: Memory = memory(
                 net, config, batch=images, device=device, precision=engine.precision.name,
@@ -194,17 +198,6 @@ def largest(
         kind: largest_batch(int(free * (1 - SPARE)), net, config, checkpointing=kind, **how)
         for kind in KINDS
     }
-
-
-def steps_of(config: TrainConfig, images: int, seconds: float | None) -> int | None:
-    """The length of the run in steps; None where minutes decide and a step's time is not known."""
-    if config.steps is not None:
-        return config.steps
-    if config.epochs is not None:
-        return max(1, round(config.epochs * images / config.batch_size))
-    if config.minutes is None or seconds is None:
-        return None
-    return max(1, int(config.minutes * 60 / seconds))
 
 
 def disk(net: NetConfig, config: TrainConfig) -> int:

@@ -88,21 +88,20 @@ def train_run(
     `--gpus` started several processes, all call this together and the main one writes.
     """
     began = time.perf_counter()
-    preprocessing = preprocessing or Preprocessing.direct(config.image_size)
     world = from_environment()
-    check_shares(config, task, world)
+    check_shares(config, len(task.train), world)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
     meta = make_meta(net_config)
     with joined(place):
-        engine = together(lambda: choose_engine(config, meta, task, place, world))
+        choose = partial(choose_engine, net=meta, images=len(task.train), device=place, world=world)
+        engine = together(lambda: choose(config))
         folder, saved, recorded = from_main(lambda: opened(kind, task, config, parent, out, resume))
         torch.manual_seed(config.seed)
         if recorded:
             # What was computed again stays so, unless other words are given now.
-            resumed = with_recorded(config, recorded)
-            engine = together(lambda: choose_engine(resumed, meta, task, place, world))
-            engine = as_recorded(engine, recorded)
-        setup = Setup(config, 1, engine, preprocessing)
+            again = together(lambda: choose(with_recorded(config, recorded)))
+            engine = as_recorded(again, recorded)
+        setup = Setup(config, 1, engine, preprocessing or Preprocessing.direct(config.image_size))
         # Sharded weights are drawn by the main process, which then hands out the parts.
         elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
         state = fresh_state(meta if elsewhere else make_net(), config, engine)
@@ -110,7 +109,7 @@ def train_run(
         stream = TrainingStream(task.train, transform, config.batch_size, config.seed,
                                 config.threads, world.rank, world.size)  # fmt: skip
         with computing_threads(engine.threads):
-            steps = recorded.get("steps") or fixed_steps(config, task)
+            steps = recorded.get("steps") or fixed_steps(config, len(task.train))
             if steps is None and config.minutes is not None:
                 left = config.minutes * 60 - (time.perf_counter() - began)
                 steps = steps_in(left, setup, state.net, state.forward, stream, len(task.val))
@@ -120,12 +119,7 @@ def train_run(
                 load_state(saved, state)
             else:
                 from_main(lambda: write_run_config(folder, kind, setup, task, parent))
-            lineage = {
-                "kind": kind, "model": config.model, "recipe": config.recipe, "steps": steps,
-                "data": task.name, "data_fingerprint": task.fingerprint, "from": parent,
-            }  # fmt: skip
-            opening = f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
-            train_into(folder, opening, setup, state, net_config, stream, task, lineage, quiet)
+            train_into(folder, kind, setup, state, net_config, stream, task, parent, quiet)
         from_main(lambda: write_report(folder))
     return Run(folder, state.best, steps, time.perf_counter() - began)
 
@@ -145,17 +139,21 @@ def opened(
 
 def train_into(
     folder: Path,
-    opening: str,
+    kind: str,
     setup: Setup,
     state: TrainState,
     net_config: NetConfig,
     stream: TrainingStream,
     task: Task,
-    lineage: dict[str, Any],
+    parent: dict[str, Any] | None,
     quiet: bool,
 ) -> None:
     """Train, with metrics, states and the bundles best/ and last/ written into the folder."""
-    world = setup.engine.world
+    config, world = setup.config, setup.engine.world
+    lineage = {
+        "kind": kind, "model": config.model, "recipe": config.recipe, "steps": setup.steps,
+        "data": task.name, "data_fingerprint": task.fingerprint, "from": parent,
+    }  # fmt: skip
 
     def write(name: str) -> None:
         weights = state.evaluated()
@@ -181,6 +179,7 @@ def train_into(
 
     metrics = folder / "metrics.jsonl" if world.main else None
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
+        opening = f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
         log.say(opening + (f", resumed at step {state.step:,}" if state.step else ""))
         train(setup, state, stream, evaluate, partial(write, "best"), log, folder / "checkpoints")
         for reasons in of_all(stream.bad.reasons):
@@ -190,27 +189,31 @@ def train_into(
 
 
 def choose_engine(
-    config: TrainConfig,
-    net: Net,
-    task: Task,
-    device: torch.device,
-    world: World,
+    config: TrainConfig, net: Net, images: int, device: torch.device, world: World
 ) -> Engine:
-    """How to compute, by a look at the machine; UsageError for what it has not."""
+    """How to compute a run, by a look at the machine; UsageError for what it has not."""
     check_parts(net, config, world)
-    precision = choose_precision(config.precision, device)
+    engine = choose_computing(config, net, images, device, world)
+    checkpointing, sharding, over = choose_fitting(
+        net.config, config, device, engine.precision.name, engine.compile, world
+    )
+    return replace(engine, checkpointing=checkpointing, sharding=sharding, shard_over=over)
+
+
+def choose_computing(
+    config: TrainConfig, net: Net, images: int, device: torch.device, world: World
+) -> Engine:
+    """Precision, threads and compilation; what memory decides is left open."""
     image = 3 * cost.flops(net.config)  # backward costs two forward passes
     threads = choose_threads(image * config.batch_size / world.size, device, world.local_size)
-    steps = fixed_steps(config, task)
-    work = math.inf if steps is None else image * config.batch_size * steps
-    if steps is None and config.minutes is not None:
-        long = config.minutes >= COMPILE_FROM_MINUTES
-        work = math.inf if long else 0.0
+    steps = fixed_steps(config, images)
+    if steps is not None:
+        work = image * config.batch_size * steps
+    else:
+        work = math.inf if (config.minutes or 0) >= COMPILE_FROM_MINUTES else 0.0
     compiled = choose_compile(config.engine, net, device, work)
-    checkpointing, sharding, over = choose_fitting(
-        net.config, config, device, precision.name, compiled, world
-    )
-    return Engine(device, precision, threads, compiled, checkpointing, sharding, over, world)
+    precision = choose_precision(config.precision, device)
+    return Engine(device, precision, threads, compiled, world=world)
 
 
 def with_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
@@ -232,13 +235,12 @@ def as_recorded(engine: Engine, recorded: dict[str, Any]) -> Engine:
     )
 
 
-def check_shares(config: TrainConfig, task: Task, world: World) -> None:
+def check_shares(config: TrainConfig, images: int, world: World) -> None:
     """UsageError where the processes of a run cannot share its images, a batch or the net."""
     shardings(config.engine, world)
-    if world.size > len(task.train):
+    if world.size > images:
         raise UsageError(
-            f"{world.size} processes for {len(task.train)} images in {task.name}: each needs one; "
-            f"start at most {len(task.train)}"
+            f"{world.size} processes for {images} images: each needs one; start at most {images}"
         )
     if config.batch_size % world.size:
         below = config.batch_size // world.size * world.size
@@ -299,7 +301,7 @@ def predictor(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def fixed_steps(config: TrainConfig, task: Task) -> int | None:
+def fixed_steps(config: TrainConfig, images: int) -> int | None:
     """The length of the run in steps, from steps or epochs; None where minutes decide."""
     if config.steps is not None:
         return config.steps
@@ -307,7 +309,7 @@ def fixed_steps(config: TrainConfig, task: Task) -> int | None:
         return None
     if config.epochs is None:
         raise UsageError("no length is given; give one of --steps, --minutes and --epochs")
-    return max(1, round(config.epochs * len(task.train) / config.batch_size))
+    return max(1, round(config.epochs * images / config.batch_size))
 
 
 def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setup) -> str:
