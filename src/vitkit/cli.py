@@ -268,10 +268,11 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
 def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.data.transforms import Preprocessing
     from vitkit.models.nets import make_meta
+    from vitkit.reports.plans import lines, print_memory
     from vitkit.training.loop import Setup
     from vitkit.training.precision import choose_device
     from vitkit.training.world import World
-    from vitkit.workflows.plan import lines, plan
+    from vitkit.workflows.plan import plan
     from vitkit.workflows.run import check_shares, choose_engine, fixed_steps
     from vitkit.workflows.run import plan as run_plan
 
@@ -303,7 +304,8 @@ def plan(argv: list[str]) -> Any:
             raise UsageError(f"--{name} is {value}; it must be at least 1")
     if words.data and (words.images or words.classes):
         raise UsageError("--images and --classes are for a plan without DATA; leave them out")
-    from vitkit.workflows.plan import lines, plan
+    from vitkit.reports.plans import lines, print_memory
+    from vitkit.workflows.plan import plan
     from vitkit.workflows.pretrain import net_config
     from vitkit.workflows.task import open_task
 
@@ -326,30 +328,6 @@ def plan(argv: list[str]) -> Any:
     print_memory(found)
     print(f'Next: vitkit pretrain DATA --model "{words.config.model}"')
     return words, found
-
-
-def print_memory(found: dict[str, Any]) -> None:
-    """The planned memory of a process by part, a row for each checkpointing and sharding."""
-    parts = ("weights", "gradients", "optimizer", "average", "activations", "total")
-    free = found["memory_free"]
-
-    def fits(row: dict[str, Any]) -> str:
-        return "" if free is None else "fits" if row["total"] <= 0.9 * free else "does not fit"
-
-    print_columns(
-        ("memory of a process", *parts, ""),
-        [
-            (f"{row['checkpointing']} checkpointing"
-             + (f", {row['sharding']}" if row["sharding"] != "none" else ""),
-             *(size(row[part]) for part in parts), fits(row))
-            for row in found["memory"]
-        ],
-        right=(1, 2, 3, 4, 5, 6),
-    )  # fmt: skip
-
-
-def size(number: int) -> str:
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def evaluate(argv: list[str]) -> Any:

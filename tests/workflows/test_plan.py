@@ -7,9 +7,10 @@ import pytest
 from vitkit.cli import main
 from vitkit.errors import UsageError
 from vitkit.models.variants import config as net_config
+from vitkit.reports.plans import lines
 from vitkit.training.accelerators import ACCELERATORS, accelerator
 from vitkit.training.config import TrainConfig
-from vitkit.workflows.plan import lines, plan
+from vitkit.workflows.plan import plan
 
 
 def planned(model="ViT-Pico/8", **more):
@@ -79,6 +80,14 @@ def test_an_unknown_accelerator_names_the_nearest():
     with pytest.raises(UsageError, match="H100"):
         accelerator("h10")
     assert all(a.memory > 1e9 and (a.bf16 or a.fp32) >= a.fp32 for a in ACCELERATORS.values())
+
+
+def test_a_net_that_does_not_fit_is_told_with_what_would(monkeypatch):
+    monkeypatch.setattr("vitkit.workflows.plan.free_memory", lambda device, processes: 2**26)
+    found = planned(fields={"batch_size": 512})
+    assert not any(row["fits"] for row in found["memory"])
+    assert "--accumulation" in found["what_would_fit"] or "processes" in found["what_would_fit"]
+    assert any("does not fit; what would fit" in line for line in lines(found))
 
 
 def test_a_probe_tells_seconds_and_minutes_become_steps():

@@ -16,7 +16,7 @@ from vitkit.models import cost
 from vitkit.models.nets import NetConfig, make, make_meta
 from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
 from vitkit.training.config import EngineConfig, TrainConfig
-from vitkit.training.fitting import GIB, KINDS, SPARE, free_memory
+from vitkit.training.fitting import KINDS, SPARE, advice, free_memory
 from vitkit.training.loop import Setup, fresh_state, seconds_of_a_step
 from vitkit.training.memory import Memory, largest_batch, memory
 from vitkit.training.parallel import Engine, choose_compile, shardings
@@ -39,7 +39,7 @@ def plan(
     probe: bool = True,
     data: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Everything that `vitkit plan` prints, bytes and seconds as numbers.
+    """Everything that `vitkit plan` prints (reports/plans.py), bytes and seconds as numbers.
 
     `images` is the number to train on. Time comes from a few seconds of real steps on noise on this
     machine, or from the table of accelerators at an assumed share of their peak; with `probe` off
@@ -55,6 +55,7 @@ def plan(
     )  # fmt: skip
     # A named accelerator is planned for as any CUDA device.
     kind_of_device = "cuda" if named_accelerator else engine.device.type
+    planned = memories(net, config, engine, at_once, kind_of_device, free)
     seconds, source = seconds_of(net, config, engine, at_once, free, named_accelerator, probe)
     return {
         "model": config.model, "image_size": list(config.image_size),
@@ -62,7 +63,9 @@ def plan(
         "precision": engine.precision.name, "compile": engine.compile, "processes": processes,
         "parameters": cost.parameters(net), "flops_per_image": cost.flops(net),
         "images_at_once": at_once, "memory_free": free,
-        "memory": memories(net, config, engine, at_once, kind_of_device),
+        "memory": planned,
+        "what_would_fit": what_would_fit(
+            planned, net, config, engine, at_once, kind_of_device, free),
         "largest_images_at_once": largest(net, config, engine, free, kind_of_device),
         "batch_size": config.batch_size, "seconds_per_step": seconds, "time_from": source,
         "disk_checkpoints": disk(net, config), "disk_data": size_of(data),
@@ -135,9 +138,9 @@ def first_fitting(
     """The least checkpointing with which one process can hold the whole net, for a probe."""
     asked = config.engine.checkpointing
     alone = replace(config, engine=EngineConfig(checkpointing=asked))
-    for row in memories(net, alone, replace(engine, world=World()), images, engine.device.type):
-        fits = free is None or row["total"] <= (1 - SPARE) * free
-        if fits and asked in ("auto", row["checkpointing"]):
+    one = replace(engine, world=World())
+    for row in memories(net, alone, one, images, engine.device.type, free):
+        if row["fits"] is not False and asked in ("auto", row["checkpointing"]):
             return row["checkpointing"]
     return None
 
@@ -170,9 +173,9 @@ def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:
 
 
 def memories(
-    net: NetConfig, config: TrainConfig, engine: Engine, images: int, device: str
+    net: NetConfig, config: TrainConfig, engine: Engine, images: int, device: str, free: int | None
 ) -> list[dict[str, Any]]:
-    """Peak memory of one process, by part, for each checkpointing and sharding."""
+    """Peak memory of one process, by part, for each checkpointing and sharding, and if it fits."""
     rows = []
     for sharding, shards in shardings(config.engine, engine.world):
         for kind in KINDS:
@@ -180,9 +183,31 @@ def memories(
                 net, config, batch=images, device=device, precision=engine.precision.name,
                 compiled=engine.compile, checkpointing=kind, sharding=sharding, shards=shards,
             )  # fmt: skip
-            rows.append({"sharding": sharding, "checkpointing": kind, **vars(found),
-                         "total": found.total})  # fmt: skip
+            rows.append({
+                "sharding": sharding, "checkpointing": kind, **vars(found), "total": found.total,
+                "fits": None if free is None else found.total <= (1 - SPARE) * free,
+            })  # fmt: skip
     return rows
+
+
+def what_would_fit(
+    planned: list[dict[str, Any]],
+    net: NetConfig,
+    config: TrainConfig,
+    engine: Engine,
+    images: int,
+    device: str,
+    free: int | None,
+) -> str | None:
+    """Words to give where nothing planned fits."""
+    if free is None or any(row["fits"] for row in planned):
+        return None
+    sharding, shards = shardings(config.engine, engine.world)[-1]
+    how: dict[str, Any] = {
+        "device": device, "precision": engine.precision.name, "compiled": engine.compile,
+        "checkpointing": KINDS[0], "sharding": sharding, "shards": shards,
+    }  # fmt: skip
+    return advice(net, config, int(free * (1 - SPARE)), how, images, engine.world)
 
 
 def largest(
@@ -212,45 +237,3 @@ def size_of(data: tuple[str, ...]) -> int | None:
     paths = [path for path in map(Path, data) if path.exists()]
     files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
     return sum(f.stat().st_size for f in files if f.is_file()) if files else None
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """The plan for people; the table of memory is printed apart."""
-    height, width = found["image_size"]
-    compiled = ", blocks compiled" if found["compile"] else ""
-    text = [
-        f"{found['model']} at {height}x{width}: {found['parameters'] / 1e6:.2f} M parameters, "
-        f"{found['flops_per_image'] / 1e9:.2f} GFLOPs an image",
-        f"{found['processes']} process(es) on {found['device']} in {found['precision']}{compiled}, "
-        f"{found['images_at_once']} images at once in each",
-    ]
-    if found["largest_images_at_once"]:
-        most = ", ".join(f"{n:,} ({kind})" for kind, n in found["largest_images_at_once"].items())
-        text.append(
-            f"most images at once in {found['memory_free'] / GIB:.1f} GiB, by checkpointing: {most}"
-        )
-    if found["steps"] is not None:
-        text.append(
-            f"{found['steps']:,} steps of {found['batch_size']:,} images: "
-            f"{found['images_seen']:,} images, {found['epochs']:.3g} epochs, "
-            f"{found['exaflops']:.3g} exaFLOPs"
-        )
-    if found["seconds"] is not None:
-        text.append(
-            f"{clock(found['seconds'])}, {found['device_days']:.3g} device-days "
-            f"({found['seconds_per_step'] * 1e3:,.0f} ms a step: {found['time_from']}; "
-            "evaluation, and images that load more slowly, come on top)"
-        )
-    elif found["time_from"].startswith("not probed"):
-        text.append(found["time_from"])
-    data = "" if found["disk_data"] is None else f", data {found['disk_data'] / GIB:.2f} GiB"
-    text.append(f"disk: states and bundles {found['disk_checkpoints'] / GIB:.2f} GiB{data}")
-    return text
-
-
-def clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"
