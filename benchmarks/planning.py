@@ -6,7 +6,8 @@
 For each case the plan probes some steps on noise in a process of its own; then the command line
 trains for real on scikit-learn's digits, enlarged, in another. Its time is that of the steps that
 it logs, images loaded, without evaluation. Memory is the peak of that process above what it takes
-to train ViT-Femto/2 on 8x8 digits (libraries, decoded data, the loader).
+to train ViT-Femto/2 on 8x8 digits (the libraries), so it holds decoded images and the loader's
+batches, which the plan leaves out. tests/training/test_memory_plan.py measures the steps alone.
 """
 
 from __future__ import annotations

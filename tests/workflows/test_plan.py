@@ -119,5 +119,6 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "memory of a process" in printed and "7 steps of 64 images" in printed
+    assert "on top come the libraries" in printed
     assert json.loads(printed.splitlines()[-1])["plan"]["steps"] == 7
     assert not out.exists()

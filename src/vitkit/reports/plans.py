@@ -70,6 +70,8 @@ def print_memory(found: dict[str, Any]) -> None:
         ],
         right=(1, 2, 3, 4, 5, 6),
     )  # fmt: skip
+    if found["device"] == "cpu":
+        print("on top come the libraries, about 1 GiB, and the loaded images, up to 0.3 GiB")
 
 
 def size(number: int) -> str:
