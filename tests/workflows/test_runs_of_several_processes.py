@@ -113,7 +113,11 @@ def refusal(capsys, *words, code=2):
     return capsys.readouterr().err
 
 
-def test_words_that_processes_cannot_follow_are_refused_before_they_start(capsys, tmp_path):
+def test_words_that_processes_cannot_follow_are_refused_before_they_start(
+    capsys, tmp_path, monkeypatch
+):
+    # Nothing may start thousands of processes, were one of these not refused.
+    monkeypatch.setattr("vitkit.training.world.start", lambda *given: pytest.fail("started"))
     out = ["--steps", "1", "--out", str(tmp_path / "run")]
     assert "16 cannot be shared by 3 processes; give --batch-size 15 or 18" in refusal(
         capsys, "--gpus", "3", *out
