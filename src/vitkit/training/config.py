@@ -60,6 +60,21 @@ class EngineConfig:
     within groups of shard_over processes (hybrid); auto: ddp where it fits, else fsdp."""
     shard_over: int | None = None
     """Processes that share one copy of the weights with hybrid; by default those of a machine."""
+    patience: float = 600.0
+    """Seconds without a step after which a run that hangs ends, showing where; 0 waits forever."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens to a run whose numbers go wrong."""
+
+    skipped_steps: int = 10
+    """A step whose gradient is not finite changes nothing; more than this many end the run."""
+    spike_factor: float = 3.0
+    """A loss this many times the highest of the 100 before it (and above that of the first steps)
+    takes the run back to its newest state, and past the batches since; 0 never does."""
+    rewinds: int = 3
+    """Times that a loss spike may take the run back; the next one ends it."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +121,14 @@ class TrainConfig:
     """Steps between evaluations on the held-out images; by default four in a run."""
     save_every: int | None = None
     """Steps between resumable states; by default with each evaluation."""
+    save_minutes: float = 10.0
+    """A resumable state is saved at least this often as well; 0 goes by steps alone."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl; by default about a second."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -134,11 +154,12 @@ CHOICES = {
 # Name: (least, most, whether both may be reached). None as a value is always allowed.
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every",
-                     "engine.shard_over"), (1, math.inf, True)),
-    **dict.fromkeys(("threads", "seed", "schedule.warmup_steps"), (0, 2**31, True)),
+                     "log_every", "engine.shard_over"), (1, math.inf, True)),
+    **dict.fromkeys(("threads", "seed", "schedule.warmup_steps", "guard.skipped_steps",
+                     "guard.rewinds"), (0, 2**31, True)),
     **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate"), (0, math.inf, False)),
-    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end"),
-                    (0, 1e9, True)),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end",
+                     "save_minutes", "guard.spike_factor", "engine.patience"), (0, 1e9, True)),
     **dict.fromkeys(("dropout", "label_smoothing", "polyak", "schedule.warmup_share",
                      "optimizer.momentum", "optimizer.betas"), (0, 0.9999999, True)),
     "augment.crop_area": (1e-6, 1, True),
@@ -170,16 +191,19 @@ SHORT_NAMES = {  # the commonest have short names
     "learning_rate": "optimizer.learning_rate",
     "compile": "engine.compile",
     "checkpointing": "engine.checkpointing",
+    "patience": "engine.patience",
     "sharding": "engine.sharding",
     "shard_over": "engine.shard_over",
 }
 
 LENGTHS = ("steps", "minutes", "epochs")  # one of them decides how long a run is
 
-# Fields that may differ when a run is resumed: they decide speed and memory, not results.
+# Fields that may differ when a run is resumed: they decide speed, memory, what is written and when
+# a run gives up, not what a sound one computes.
 HARMLESS = {
-    "threads", "save_every", "accumulation", "engine.checkpointing", "engine.sharding",
-    "engine.shard_over",
+    "threads", "save_every", "save_minutes", "log_every", "accumulation", "engine.checkpointing",
+    "engine.sharding", "engine.shard_over", "engine.patience", "guard.skipped_steps",
+    "guard.spike_factor", "guard.rewinds",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from vitkit.files import write_whole
+from vitkit.terminal import finite
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -24,9 +25,8 @@ class RunLog:
     """
 
     def __init__(self, path: Path | None, steps: int, first: int = 0, quiet: bool = False) -> None:
-        if path is not None:
-            cut_back(path, first)
-        self.file = None if path is None else path.open("a", encoding="utf-8")
+        self.path = path
+        self.unwritten = b""  # by a disk that was full say; tried again with the next line
         self.steps, self.quiet = steps, quiet
         self.console = Console(stderr=True, quiet=quiet)
         self.started, self.first = time.perf_counter(), first
@@ -44,19 +44,38 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        if self.file is not None:
-            self.file.close()
 
     def say(self, text: str) -> None:
         """A line for people."""
         self.console.print(text, highlight=False, markup=False)
 
     def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """A line for programs: step, kind ("train" or "evaluation") and the values."""
-        if self.file is None:
+        """A line for programs: step, kind ("train", "evaluation", ...) and the values."""
+        if self.path is None:
             return
-        self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self.file.flush()
+        line = json.dumps(finite({"step": step, "kind": kind, **values})) + "\n"
+        said, self.unwritten = bool(self.unwritten), self.unwritten + line.encode()
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                written = file.write(self.unwritten)
+                self.unwritten = self.unwritten[written:]
+        except OSError as error:
+            if not said:
+                self.say(f"{self.path}: cannot be written now: {error.strerror}; kept for later")
+
+    def size(self) -> int:
+        """Bytes of the lines so far, those that could not be written yet among them."""
+        if self.path is None or not self.path.exists():
+            return len(self.unwritten)
+        return self.path.stat().st_size + len(self.unwritten)
+
+    def cut_back(self, size: int) -> None:
+        """Drop what was written after a state in which the lines had this many bytes."""
+        self.unwritten = b""
+        if self.path is not None and self.path.exists():
+            kept = self.path.read_bytes()[:size]
+            # A machine that lost its power may have kept less, and half a line at the end.
+            write_whole(self.path, kept[: kept.rfind(b"\n") + 1])
 
     def progress(self, step: int, loss: float, images_per_second: float) -> None:
         elapsed = time.perf_counter() - self.started
@@ -71,20 +90,6 @@ class RunLog:
         if not self.console.is_terminal and due:
             self.spoken = now
             self.say(f"step {step}/{self.steps}  {text}")
-
-
-def cut_back(path: Path, step: int) -> None:
-    """Drop what a run wrote after the step it is resumed from, and a half-written last line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_whole(path, "".join(kept))
 
 
 def memory_used() -> int:

@@ -19,14 +19,25 @@ from vitkit.objectives.supervised import cross_entropy
 from vitkit.training.config import TrainConfig
 from vitkit.training.log import RunLog, memory_used
 from vitkit.training.optimizers import make_optimizer
-from vitkit.training.parallel import Engine, apply, parts_of_a_step, share_buffers, whole
+from vitkit.training.parallel import (
+    Engine,
+    apply,
+    batch_norm_buffers,
+    parts_of_a_step,
+    settle_buffers,
+    whole,
+)
+from vitkit.training.saving import Saver, folder_of, load_state, newest_state, states_in
 from vitkit.training.schedules import warmup_decay
-from vitkit.training.state import TrainState, save_state
-from vitkit.training.stopping import Interrupted, StopSignals
-from vitkit.training.world import mean, most
+from vitkit.training.state import TrainState
+from vitkit.training.stopping import Interrupted, StopNow, StopSignals
+from vitkit.training.watch import Patience
+from vitkit.training.world import from_main, mean, most, most_of
 
 EVALUATIONS = 4  # in a run, where the config does not say
-LOG_SECONDS = 1.0  # the loss is read, which waits for the device, about this often
+LOG_SECONDS = 1.0  # the losses are read, which waits for the device, about this often
+USUAL_FROM = 20  # losses, from which on it is known what is usual
+FAILED_SAVES = 3  # in a row end a run
 PROBE_WARMUP, PROBE_SECONDS = 3, 5.0  # steps not timed, then time spent on timing
 
 
@@ -77,55 +88,230 @@ def train(
     setup: Setup,
     state: TrainState,
     stream: TrainingStream,
-    evaluate: Callable[[nn.Module], dict[str, float]],
+    evaluate: Callable[[nn.Module, Callable[[], None]], dict[str, float]],
     keep_best: Callable[[], None],
     log: RunLog,
     checkpoints: Path,
 ) -> None:
     """Train `state` from its step to `setup.steps`.
 
-    `evaluate` takes the net (the Polyak average, where one is kept) and gives named floats, "top1"
-    among them; `keep_best` is called when top1 has risen. Raises Diverged, and Interrupted when
-    Ctrl-C or SIGTERM came, with the state saved.
+    `evaluate` takes the net (the Polyak average, where one is kept) and what it must call at each
+    batch, and gives named floats, "top1" among them; `keep_best` is called when top1 has risen.
+    Raises Diverged, StateError where states cannot be saved, and Interrupted when Ctrl-C or
+    SIGTERM came, with the state saved.
     """
-    rate = learning_rates(setup)
-    batches = on_device(stream.batches(first=state.step), setup.engine.device)
-    meter = Meter(setup.config.batch_size)
-    try:
-        with StopSignals() as stop:
+    log.cut_back(state.logged_bytes)
+    patience = Patience(setup.config.engine.patience)
+    saver = Saver(checkpoints, setup.engine.device.type == "cuda")
+    with patience, StopSignals() as stop:
+        Training(setup, state, stream, evaluate, keep_best, log, saver, stop, patience).to_the_end()
+
+
+class Training:
+    """The loop of a run: what happens between two steps, each in a method of its own.
+
+    All processes do the same at every step: what only one can know (a signal, the time) is agreed
+    upon first. The losses are read now and then, since that waits for the device, and always
+    before an evaluation or a save: no state is saved that a bad loss has come before.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        state: TrainState,
+        stream: TrainingStream,
+        evaluate: Callable[[nn.Module, Callable[[], None]], dict[str, float]],
+        keep_best: Callable[[], None],
+        log: RunLog,
+        saver: Saver,
+        stop: StopSignals,
+        patience: Patience,
+    ) -> None:
+        self.setup, self.state, self.stream, self.log = setup, state, stream, log
+        self.evaluate, self.keep_best = evaluate, keep_best
+        self.saver, self.stop, self.patience = saver, stop, patience
+        self.rate = learning_rates(setup)
+        self.meter = Meter(setup.config.batch_size)
+        self.failed_saves = 0
+        self.saved_at, self.saved_when = state.step, time.perf_counter()
+
+    def to_the_end(self) -> None:
+        state = self.state
+        if state.step == 0 and not states_in(self.saver.checkpoints):
+            self.save()  # something to go back to; and where saving fails, it fails early
+        batches = self.batches()
+        try:
             while True:
-                # All processes must do the same, so a stop of one, and the time of the longest
-                # since the last reading, are agreed upon; no process waits for its device here.
-                stopped = most(stop.received or 0)
-                if not stopped and evaluation_is_due(state, setup):
-                    check_finite(state)
-                    evaluate_now(setup, state, evaluate, keep_best, log)
-                    meter.restart()
-                if stopped or is_due(setup.save_every, state, setup):
-                    check_finite(state)
-                    share_buffers(state.net)
-                    saved = save_state(checkpoints, state)
-                    meter.restart()
-                    if stopped:
-                        raise Interrupted(stopped, saved)
-                if state.step == setup.steps:
+                self.patience.beat()
+                stopped, by_time, save = self.agreed()
+                ended = state.step == self.setup.steps
+                evaluation = not stopped and evaluation_is_due(state, self.setup)
+                save = save or is_due(self.setup.save_every, state, self.setup)
+                if stopped or by_time or evaluation or save or ended:
+                    spike = self.read()
+                    if spike is not None:
+                        batches.close()
+                        self.rewind(spike)
+                        batches = self.batches()
+                        continue
+                if evaluation:
+                    stopped = self.evaluate_now()
+                if (stopped or save) and self.saved_at < state.step:
+                    self.save()
+                if stopped or ended:
+                    self.finish_saving()
+                if stopped:
+                    raise Interrupted(stopped, folder_of(self.saver.checkpoints, state.step))
+                if ended:
                     return
-                learning_rate = rate(state.step)
-                loss, norm = train_step(setup, state, next(batches), learning_rate, log.say)
+                learning_rate = self.rate(state.step)
+                loss, norm = train_step(
+                    self.setup, state, next(batches), learning_rate, self.log.say
+                )
+                self.meter.add(loss, norm)
                 state.step += 1
-                meter.add(loss)
-                if most(meter.due() or state.step == setup.steps):
-                    check_finite(state)
-                    mean_loss, speed = meter.read()
-                    log.progress(state.step, mean_loss, speed)
-                    values = {
-                        "loss": mean_loss, "learning_rate": learning_rate,
-                        "gradient_norm": float(norm), "images_per_second": speed,
-                        "memory_bytes": memory_used(),
-                    }  # fmt: skip
-                    log.record(state.step, "train", values)
-    finally:
-        batches.close()
+                state.position += 1
+        finally:
+            batches.close()
+            self.saver.finish()
+
+    def batches(self) -> Generator[Batch, None, None]:
+        first = self.state.position
+        return on_device(self.stream.batches(first), self.setup.engine.device)
+
+    def agreed(self) -> tuple[int, bool, bool]:
+        """The signal that a process received or 0, whether to read the losses, whether to save."""
+        config, now = self.setup.config, time.perf_counter()
+        if config.log_every is None:
+            read = now - self.meter.began >= LOG_SECONDS
+        else:
+            read = self.state.step % config.log_every == 0
+        save = 0 < config.save_minutes * 60 <= now - self.saved_when
+        stopped, read, save = most_of(self.stop.received or 0, read, save)
+        return stopped, bool(read), bool(save) and self.saved_at < self.state.step
+
+    def read(self) -> int | None:
+        """Read and log the losses since the last time -> the place of a spike among them.
+
+        Raises Diverged where too many gradients were not finite.
+        """
+        state, meter = self.state, self.meter
+        if not meter.losses:
+            return None
+        losses, norms, speed = meter.read()
+        first = state.step - len(losses)  # the step that began with the first of these losses
+        check_finite(state, self.setup.config.guard.skipped_steps)
+        finite = []
+        for number, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            if not math.isfinite(norm):
+                self.tell_skipped(first + number, loss)
+                continue
+            if self.is_spike(loss):
+                return len(losses) - number
+            if not math.isfinite(loss):
+                continue
+            finite.append(loss)
+            if len(state.losses) < USUAL_FROM:
+                state.first_loss = max(state.first_loss, loss)
+            state.losses.append(loss)
+        mean_loss = sum(finite) / len(finite) if finite else math.nan
+        self.log.progress(state.step, mean_loss, speed)
+        values = {
+            "loss": mean_loss, "learning_rate": self.rate(state.step - 1),
+            "gradient_norm": norms[-1], "images_per_second": speed, "memory_bytes": memory_used(),
+            "next_batch": state.position,
+        }  # fmt: skip
+        self.log.record(state.step, "train", values)
+        return None
+
+    def tell_skipped(self, step: int, loss: float) -> None:
+        limit = self.setup.config.guard.skipped_steps
+        self.log.say(
+            f"step {step + 1}: the gradient is not finite (loss {loss:.3g}), so the step changes "
+            f"nothing; {int(self.state.skipped)} of at most {limit} such steps"
+        )
+        self.log.record(step + 1, "skipped", {"loss": loss})
+
+    def is_spike(self, loss: float) -> bool:
+        state, factor = self.state, self.setup.config.guard.spike_factor
+        if not factor or len(state.losses) < USUAL_FROM:
+            return False
+        return loss > max(factor * max(state.losses), state.first_loss)
+
+    def rewind(self, ago: int) -> None:
+        """Go back to the newest state, and past the batch that brought a spike `ago` steps ago."""
+        state, guard = self.state, self.setup.config.guard
+        step, past = state.step - ago + 1, state.position - ago + 1
+        problem = self.saver.finish()
+        if problem is not None:
+            self.log.say(str(problem))
+        folder = from_main(lambda: newest_state(self.saver.checkpoints)[0])
+        rewinds = state.rewinds + 1
+        if folder is None or rewinds > guard.rewinds:
+            raise Diverged(
+                f"step {step}: the loss has shot up, and the run was taken back {state.rewinds} "
+                "time(s) before; start again with a lower --learning-rate"
+            )
+        load_state(folder, state)
+        self.log.cut_back(state.logged_bytes)
+        values = {"spike_at": step, "left_out": [state.position, past - 1], "rewinds": rewinds}
+        state.position, state.rewinds = past, rewinds
+        self.saved_at = state.step
+        self.log.record(state.step, "rewind", values)
+        self.log.say(
+            f"step {step}: the loss has shot up; back to step {state.step}, and on without the "
+            f"batches {values['left_out'][0]} to {past - 1}"
+        )
+        self.meter.restart()
+
+    def evaluate_now(self) -> int:
+        """Evaluate -> the signal that broke it off, or 0."""
+        state, log = self.state, self.log
+        stopped = 0
+
+        def pulse() -> None:
+            nonlocal stopped
+            self.patience.beat()
+            stopped = most(self.stop.received or 0)
+            if stopped:
+                raise StopNow
+
+        try:
+            with state.averaged() as net:
+                metrics = self.evaluate(net, pulse)
+        except StopNow:
+            return stopped
+        log.record(state.step, "evaluation", metrics)
+        log.say(
+            f"step {state.step}/{self.setup.steps}  top-1 {metrics['top1']:.1%} on the held-out "
+            "images"
+        )
+        state.evaluated_at = state.step
+        if metrics["top1"] > state.best.get("top1", -1.0):
+            state.best = metrics
+            self.keep_best()
+        self.meter.restart()
+        return 0
+
+    def save(self) -> None:
+        """Start saving; what became of the state before is told, and too many failures raised."""
+        self.patience.beat()
+        self.state.logged_bytes = self.log.size()
+        problem = self.saver.begin(self.state)
+        self.saved_at, self.saved_when = self.state.step, time.perf_counter()
+        self.meter.restart()
+        if problem is None:
+            self.failed_saves = 0
+            return
+        self.failed_saves += 1
+        if self.failed_saves == FAILED_SAVES:
+            raise problem
+        self.log.say(f"{problem}; going on, and trying again at the next save")
+
+    def finish_saving(self) -> None:
+        problem = self.saver.finish()
+        if problem is not None:
+            raise problem
 
 
 def train_step(
@@ -138,14 +324,16 @@ def train_step(
     """One update of the weights -> (mean loss, gradient norm before clipping), both scalars.
 
     `batch` is this process's share of the batch, and the loss that of its images. Where memory
-    does not suffice the share is worked through in smaller parts, and `say` is told. Nothing
-    here waits for a GPU: a gradient that is not finite leaves the weights alone from then on,
-    and is raised as Diverged by `check_finite`; elsewhere at once.
+    does not suffice the share is worked through in smaller parts, and `say` is told. A gradient
+    that is not finite changes nothing in any process; where there have been too many,
+    `check_finite` raises Diverged. Nothing here waits for a GPU.
     """
     config, optimizer = setup.config, state.optimizer
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     state.net.train()
+    buffers = batch_norm_buffers(state.net)
+    before = [buffer.clone() for buffer in buffers]
     batch = Batch(batch.images.to(setup.engine.device), batch.labels.to(setup.engine.device))
     loss = gradients(setup, state, batch)
     while loss is None:
@@ -153,13 +341,14 @@ def train_step(
         loss = gradients(setup, state, batch)
     limit = config.optimizer.clip_norm or math.inf
     norm = whole(nn.utils.clip_grad_norm_(state.net.parameters(), limit))
-    state.note(loss, norm)
+    state.note(norm, config.guard.skipped_steps)
+    settle_buffers(buffers, before, state.hold)
     if setup.engine.device.type == "cuda" and optimizer.defaults["fused"]:
         # The fused optimizers read it on the device, and change nothing where it is 1.
-        optimizer.found_inf = state.diverged  # type: ignore[attr-defined]
-    else:
-        check_finite(state)
-    optimizer.step()
+        optimizer.found_inf = state.hold  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not bool(state.hold):
+        optimizer.step()
     state.update_average(config.polyak)
     return loss, norm
 
@@ -167,8 +356,8 @@ def train_step(
 def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
     """Gradients of the batch's mean loss, which is given; None where memory did not suffice."""
     config, world = setup.config, setup.engine.world
-    # Dropout follows from (seed, step, process).
-    torch.manual_seed(config.seed + state.step + 1 + (world.rank << 32))
+    # Dropout follows from (seed, position, process).
+    torch.manual_seed(config.seed + state.position + 1 + (world.rank << 32))
     state.optimizer.zero_grad()
     total = torch.zeros((), device=setup.engine.device)
     parts = list(zip(batch.images.chunk(state.parts), batch.labels.chunk(state.parts), strict=True))
@@ -217,13 +406,14 @@ def halve_parts(setup: Setup, state: TrainState, images: int, say: Callable[[str
     )
 
 
-def check_finite(state: TrainState) -> None:
-    """Diverged where a gradient was not finite since the run began; waits for the device."""
-    if not bool(state.diverged):
+def check_finite(state: TrainState, limit: int) -> None:
+    """Diverged where more gradients than `limit` were not finite; waits for the device."""
+    if int(state.skipped) <= limit:
         return
     raise Diverged(
-        f"by step {state.step}: the gradient is not finite (loss {float(state.bad_loss):.3g}); the "
-        "weights are as they were before it; start again with a lower --learning-rate"
+        f"by step {state.step}: {int(state.skipped)} gradients were not finite, more than the "
+        f"{limit} tolerated; the weights are as they were before the last of them; start again "
+        "with a lower --learning-rate"
     )
 
 
@@ -254,24 +444,6 @@ def on_device(
             yield batch
     finally:
         batches.close()
-
-
-def evaluate_now(
-    setup: Setup,
-    state: TrainState,
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    keep_best: Callable[[], None],
-    log: RunLog,
-) -> None:
-    share_buffers(state.net)
-    with state.averaged() as net:
-        metrics = evaluate(net)
-    log.record(state.step, "evaluation", metrics)
-    log.say(f"step {state.step}/{setup.steps}  top-1 {metrics['top1']:.1%} on the held-out images")
-    state.evaluated_at = state.step
-    if metrics["top1"] > state.best.get("top1", -1.0):
-        state.best = metrics
-        keep_best()
 
 
 def is_due(every: int, state: TrainState, setup: Setup) -> bool:
@@ -319,12 +491,12 @@ def seconds_of_a_step(
     try:
         for _ in range(PROBE_WARMUP):
             train_step(setup, trial, next(batches), 0.0)
-        check_finite(trial)  # waits for the device
+        check_finite(trial, 0)  # waits for the device
         timed, begin = 0, time.perf_counter()
         while most(time.perf_counter() - begin < PROBE_SECONDS or timed < PROBE_WARMUP):
             train_step(setup, trial, next(batches), 0.0)
             timed += 1
-        check_finite(trial)
+        check_finite(trial, 0)
         return (time.perf_counter() - begin) / timed
     finally:
         batches.close()
@@ -334,7 +506,7 @@ def seconds_of_a_step(
 
 
 class Meter:
-    """Mean loss of all processes, and speed, since it was last read; only reading waits."""
+    """Loss of all processes, gradient norm and speed since it was last read; only reading waits."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -342,16 +514,17 @@ class Meter:
 
     def restart(self) -> None:
         self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
         self.began = time.perf_counter()
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor, norm: Tensor) -> None:
         self.losses.append(loss)
+        self.norms.append(norm)
 
-    def due(self) -> int:
-        return int(time.perf_counter() - self.began >= LOG_SECONDS)
-
-    def read(self) -> tuple[float, float]:
-        loss = float(mean(torch.stack(self.losses).mean()))
-        speed = len(self.losses) * self.batch_size / (time.perf_counter() - self.began)
+    def read(self) -> tuple[list[float], list[float], float]:
+        """The loss and the gradient norm of each step, and images a second."""
+        losses = mean(torch.stack(self.losses)).tolist()
+        norms = torch.stack(self.norms).tolist()
+        speed = len(losses) * self.batch_size / (time.perf_counter() - self.began)
         self.restart()
-        return loss, speed
+        return losses, norms, speed

@@ -148,7 +148,9 @@ def apply(net: nn.Module, engine: Engine) -> nn.Module:
     net.to(engine.device)
     if engine.sharding == "ddp":
         place = [engine.device.index] if engine.device.index is not None else None
-        return DistributedDataParallel(net, device_ids=place, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            net, device_ids=place, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     return net
 
 
@@ -207,12 +209,26 @@ def reshard(net: nn.Module) -> None:
             module.reshard()
 
 
-def share_buffers(net: nn.Module) -> None:
-    """Batch norms' statistics as the mean of the processes', each of which has seen its images."""
-    if dist.is_initialized():
-        for buffer in net.buffers():
-            if buffer.is_floating_point() and not isinstance(buffer, DTensor):
-                buffer.copy_(mean(buffer))
+def batch_norm_buffers(net: nn.Module) -> list[Tensor]:
+    """The running statistics of batch norms, which a forward pass changes."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    found = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    return [buffer for buffer in found if buffer is not None]
+
+
+@torch.no_grad()
+def settle_buffers(buffers: list[Tensor], before: list[Tensor], hold: Tensor) -> None:
+    """Batch norms' statistics after a step: the mean of the processes', which saw other images.
+
+    `before` are those before the step, which stay where `hold` is 1.
+    """
+    if not buffers:
+        return
+    means = mean(torch.cat([buffer.flatten() for buffer in buffers]))
+    for buffer, old, new in zip(
+        buffers, before, means.split([b.numel() for b in buffers]), strict=True
+    ):
+        buffer.copy_(torch.where(hold > 0, old, new.view_as(buffer)))
 
 
 def mesh_of(engine: Engine) -> DeviceMesh:

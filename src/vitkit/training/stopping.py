@@ -24,10 +24,15 @@ class Interrupted(VitkitError):
         )
 
 
+class StopNow(Exception):
+    """Breaks off an evaluation, which is made up when the run goes on."""
+
+
 class StopSignals:
     """Catches the signals inside its block; `received` is the first one's number, or None.
 
-    A second Ctrl-C ends the process at once.
+    A second Ctrl-C ends the process at once. Of SIGTERM a scheduler may send several, and a SIGINT
+    after it comes from the system, when the launcher has died.
     """
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM)
@@ -46,6 +51,6 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def catch(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or number

@@ -18,10 +18,13 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from vitkit.errors import ElsewhereError, UsageError, VitkitError
+from vitkit.training.watch import Heartbeats
 
 PATIENCE = timedelta(minutes=30)  # the longest that processes wait for each other
+GRACE = 5.0  # seconds that the others have to end when one has failed
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,48 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise VitkitError(
             f"process {world.rank} of {world.size} cannot reach the others: {error}; check "
             "MASTER_ADDR and MASTER_PORT, or start the run by torchrun"
         ) from error
-    yield world
+    try:
+        with Heartbeats(store, rank, size):
+            yield world
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise VitkitError(
+                f"lost another process of the run, whose own words tell why ({first_line(error)}); "
+                "the same command with --resume auto goes on from the newest state"
+            ) from error
+        raise
     # Not after an error: NCCL would wait here for the others, who do not know of it.
     dist.destroy_process_group()
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def rank_and_size() -> tuple[int, int]:
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
 def most(number: int) -> int:
     """The largest of the processes' numbers, in all of them; waits on the host, not the device."""
-    if not dist.is_initialized():
-        return number
-    found = torch.tensor(int(number))
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    return most_of(number)[0]
+
+
+def most_of(*numbers: int) -> list[int]:
+    """The same for several numbers at once."""
+    found = torch.tensor([int(number) for number in numbers])
+    if dist.is_initialized():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.tolist()
 
 
 def total(values: Tensor) -> Tensor:
@@ -145,7 +172,7 @@ def of_all(value: Any) -> list[Any]:
 def start(work: Callable[[Any], int], argument: Any, processes: int) -> int:
     """Run `work(argument)` in that many processes of this machine -> the first exit code not 0.
 
-    Ctrl-C and SIGTERM are handed on, a second one ends everything at once; where one process
+    Ctrl-C and SIGTERM are handed on, and a second Ctrl-C ends everything at once; where one process
     fails, the others are ended.
     """
     from torch.multiprocessing.spawn import (
@@ -167,16 +194,17 @@ def start(work: Callable[[Any], int], argument: Any, processes: int) -> int:
         received.append(number)
         for child in context.processes:
             # Never SIGINT: a terminal has sent one already, and a second ends a process unsaved.
+            # Of SIGTERM schedulers send as many as they like, while the state is being saved.
             if child is not None and child.is_alive():
-                (child.terminate if len(received) == 1 else child.kill)()
+                (child.kill if received.count(signal.SIGINT) > 1 else child.terminate)()
 
     before = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not context.join(grace_period=10):
+        while not context.join(grace_period=GRACE):
             pass
     except ProcessExitedException as error:
-        if received:
-            return 128 + received[0]
+        if error.exit_code == -signal.SIGKILL and received.count(signal.SIGINT) > 1:
+            return 128 + signal.SIGINT
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     except ProcessRaisedException:
         return 1

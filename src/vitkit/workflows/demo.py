@@ -51,7 +51,7 @@ def demo(
     directory and the figure's path.
     """
     began = time.perf_counter()
-    folder, _ = run_folder(out, None)
+    folder = run_folder(Path(out), None)
     old, new = some_digits(FIRST), some_digits(SECOND)
 
     first = pretrain(

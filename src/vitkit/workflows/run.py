@@ -34,7 +34,8 @@ from vitkit.training.precision import (
     choose_threads,
     computing_threads,
 )
-from vitkit.training.state import TrainState, load_state
+from vitkit.training.saving import load_state
+from vitkit.training.state import TrainState
 from vitkit.training.world import (
     World,
     from_environment,
@@ -45,7 +46,7 @@ from vitkit.training.world import (
     together,
     total,
 )
-from vitkit.workflows.run_folder import check_resumed, run_folder, write_run_config
+from vitkit.workflows.run_folder import Opened, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task
 
 EVALUATION_BATCH = 256
@@ -95,46 +96,60 @@ def train_run(
     with joined(place):
         choose = partial(choose_engine, net=meta, images=len(task.train), device=place, world=world)
         engine = together(lambda: choose(config))
-        folder, saved, recorded = from_main(lambda: opened(kind, task, config, parent, out, resume))
-        torch.manual_seed(config.seed)
-        if recorded:
-            # What was computed again stays so, unless other words are given now.
-            again = together(lambda: choose(with_recorded(config, recorded)))
-            engine = as_recorded(again, recorded)
-        setup = Setup(config, 1, engine, preprocessing or Preprocessing.direct(config.image_size))
-        # Sharded weights are drawn by the main process, which then hands out the parts.
-        elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
-        state = fresh_state(meta if elsewhere else make_net(), config, engine)
-        transform = TrainTransform(config.image_size, config.augment.crop_area, config.augment.flip)
-        stream = TrainingStream(task.train, transform, config.batch_size, config.seed,
-                                config.threads, world.rank, world.size)  # fmt: skip
-        with computing_threads(engine.threads):
-            steps = recorded.get("steps") or fixed_steps(config, len(task.train))
-            if steps is None and config.minutes is not None:
-                left = config.minutes * 60 - (time.perf_counter() - began)
-                steps = steps_in(left, setup, state.net, state.forward, stream, len(task.val))
-            assert steps is not None  # fixed_steps gives None only where minutes decide
-            setup = replace(setup, steps=steps)
-            if saved:
-                load_state(saved, state)
-            else:
-                from_main(lambda: write_run_config(folder, kind, setup, task, parent))
-            train_into(folder, kind, setup, state, net_config, stream, task, parent, quiet)
-        from_main(lambda: write_report(folder))
-    return Run(folder, state.best, steps, time.perf_counter() - began)
+        opened: Opened = from_main(lambda: open_run(
+            kind, task, config, parent, out or f"runs/{kind}", resume, state_bytes(meta, config),
+        ))  # fmt: skip
+        try:
+            folder, recorded = opened.folder, opened.recorded
+            if recorded:
+                # What was computed again stays so, unless other words are given now.
+                again = together(lambda: choose(with_recorded(config, recorded)))
+                engine = as_recorded(again, recorded)
+            kept = preprocessing or Preprocessing.direct(config.image_size)
+            setup = Setup(config, recorded.get("steps", 1), engine, kept)
+            torch.manual_seed(config.seed)
+            # Sharded weights are drawn by the main process, which then hands out the parts.
+            elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
+            state = fresh_state(meta if elsewhere else make_net(), config, engine)
+            with computing_threads(engine.threads):
+                stream = training_stream(task, config, world)
+                if opened.saved:
+                    load_state(opened.saved, state)
+                else:
+                    steps = length(setup, state, stream, task, began)
+                    setup = replace(setup, steps=steps)
+                    from_main(lambda: write_run_config(folder, kind, setup, task, parent))
+                train_into(folder, kind, setup, state, net_config, stream, task, parent, quiet)
+            from_main(lambda: write_report(folder))
+        finally:
+            unlock(opened.folder)
+    return Run(folder, state.best, setup.steps, time.perf_counter() - began)
 
 
-def opened(
-    kind: str,
-    task: Task,
-    config: TrainConfig,
-    parent: dict[str, Any] | None,
-    out: str | Path | None,
-    resume: str | None,
-) -> tuple[Path, Path | None, dict[str, Any]]:
-    """The run directory, the state to go on from, and what the run has recorded of itself."""
-    folder, saved = run_folder(out or f"runs/{kind}", resume)
-    return folder, saved, check_resumed(folder, kind, config, task, parent) if saved else {}
+def training_stream(task: Task, config: TrainConfig, world: World) -> TrainingStream:
+    transform = TrainTransform(config.image_size, config.augment.crop_area, config.augment.flip)
+    return TrainingStream(task.train, transform, config.batch_size, config.seed, config.threads,
+                          world.rank, world.size)  # fmt: skip
+
+
+def length(
+    setup: Setup, state: TrainState, stream: TrainingStream, task: Task, began: float
+) -> int:
+    """The run's steps; where a time is given, by timing some that change nothing."""
+    config = setup.config
+    steps = fixed_steps(config, len(task.train))
+    if steps is not None:
+        return steps
+    assert config.minutes is not None  # fixed_steps gives None only where minutes decide
+    left = config.minutes * 60 - (time.perf_counter() - began)
+    return steps_in(left, setup, state.net, state.forward, stream, len(task.val))
+
+
+def state_bytes(net: Net, config: TrainConfig) -> int:
+    """The size of one saved state: weights, the optimizer's moments, the Polyak average."""
+    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
+    tensors = 1 + moments + bool(config.polyak)
+    return tensors * sum(p.numel() * p.element_size() for p in net.parameters())
 
 
 def train_into(
@@ -166,7 +181,7 @@ def train_into(
 
         from_main(bundle)
 
-    def evaluate(net: nn.Module) -> dict[str, float]:
+    def evaluate(net: nn.Module, pulse: Callable[[], None]) -> dict[str, float]:
         share = math.ceil(setup.config.batch_size / world.size / state.parts)
         # No more at once than training takes: that is what memory was planned for.
         batches = evaluation_batches(
@@ -175,7 +190,7 @@ def train_into(
         )  # fmt: skip
         # Uncompiled: other shapes than training's would each be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            return top_k(predictor(net, setup), in_step(batches, world), total=total)
+            return top_k(predictor(net, setup), in_step(batches, world, pulse), total=total)
 
     metrics = folder / "metrics.jsonl" if world.main else None
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
@@ -257,15 +272,16 @@ def check_shares(config: TrainConfig, images: int, world: World) -> None:
         )
 
 
-def in_step(batches: Iterator[Batch], world: World) -> Iterator[Batch]:
-    """The same batches, and empty ones after them until all processes have finished theirs."""
-    if world.size == 1:
-        yield from batches
-        return
+def in_step(batches: Iterator[Batch], world: World, pulse: Callable[[], None]) -> Iterator[Batch]:
+    """The same batches, and empty ones after them until all processes have finished theirs.
+
+    `pulse` is called before each, by all processes together.
+    """
     none: Batch | None = None
     while True:
+        pulse()
         batch = next(batches, none)
-        if not most(batch is not None):
+        if not (batch is not None if world.size == 1 else most(batch is not None)):
             return
         yield batch or Batch(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 

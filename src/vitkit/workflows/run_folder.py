@@ -2,63 +2,205 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vitkit.data.sources import Subset
-from vitkit.errors import UsageError
-from vitkit.files import write_whole
+from vitkit.errors import UsageError, VitkitError
+from vitkit.files import sync, write_whole
 from vitkit.training.config import HARMLESS, TrainConfig, flat, to_json
 from vitkit.training.loop import Setup
-from vitkit.training.state import newest_state
+from vitkit.training.saving import KEPT, clear_leftovers, newest_state, set_aside
 from vitkit.workflows.task import Task
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
-def run_folder(wanted: str | Path, resume: str | None) -> tuple[Path, Path | None]:
-    """Where a run lives, and the state to go on from, if any.
+LOCK = ".lock"  # in a run directory; whoever writes there holds it
+LOCK_SECONDS = 10.0
+HELD: dict[Path, IO[str]] = {}  # run directories that this process holds
 
-    Without `resume` a folder that is in use is left alone, and a numbered one is taken.
+
+@dataclass(frozen=True)
+class Opened:
+    """A run directory that this process holds, and what it can go on from."""
+
+    folder: Path
+    saved: Path | None = None
+    recorded: dict[str, Any] = field(default_factory=dict)  # of its automatic choices
+
+
+def open_run(
+    kind: str,
+    task: Task,
+    config: TrainConfig,
+    parent: dict[str, Any] | None,
+    out: str | Path,
+    resume: str | None,
+    state_bytes: int,
+) -> Opened:
+    """Find or make the run directory, and see to it that the run can be written there.
+
+    `state_bytes` is the size of one state. Without `resume` a folder that is in use is left alone,
+    and a numbered one is taken. The directory stays locked while this process lives. Where it
+    cannot be used, by UsageError, StateError or VitkitError, nothing has been written.
     """
-    wanted = Path(wanted)
-    if resume is None:
-        folder = wanted
-        number = 1
-        while folder.exists() and any(folder.iterdir()):
-            number += 1
-            folder = wanted.with_name(f"{wanted.name}-{number}")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder, None
-    if resume != "auto":
-        folder = Path(resume)
+    folder = run_folder(Path(out), resume)
+    fresh = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        check_writable(folder)
+        lock(folder, wait=resume is not None)
         saved, damaged = newest_state(folder / "checkpoints")
-        if saved is None:
-            found = "; ".join(damaged) or "no saved state"
-            raise UsageError(f"{folder}: cannot be resumed: {found}; name a run that has one")
-    else:
-        numbered = [path for path in wanted.parent.glob(f"{wanted.name}-*")
-                    if path.name.removeprefix(f"{wanted.name}-").isdigit()]  # fmt: skip
-        numbered.sort(key=lambda path: int(path.name.rsplit("-", 1)[1]))
-        folder = next(
-            (p for p in reversed([wanted, *numbered]) if (p / "config.json").exists()), wanted
-        )
-        saved, damaged = newest_state(folder / "checkpoints")
-        folder.mkdir(parents=True, exist_ok=True)
-    for sentence in damaged:
+        if saved is None and resume not in (None, "auto"):
+            why = "; ".join(one.problem for one in damaged) or "no saved state"
+            raise UsageError(f"{folder}: cannot be resumed: {why}; name a run that has one")
+        recorded = check_resumed(folder, kind, config, task, parent) if saved else {}
+        check_room(folder, state_bytes)
+    except BaseException:
+        unlock(folder)
+        if fresh:
+            (folder / LOCK).unlink(missing_ok=True)
+        for path in fresh:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+    for sentence in set_aside(damaged):
         print(f"passed over: {sentence}", file=sys.stderr)
-    return folder, saved
+    clear_leftovers(folder / "checkpoints")
+    for name in ("best", "last"):  # what a killed process left of them
+        for left in [*folder.glob(f".{name}.*.tmp"), *folder.glob(f".{name}.*.old")]:
+            shutil.rmtree(left, ignore_errors=True)
+    return Opened(folder, saved, recorded)
+
+
+def run_folder(wanted: Path, resume: str | None) -> Path:
+    """Where a run lives; UsageError where there must be one already and is none."""
+    if resume == "auto":
+        return next((p for p in numbered(wanted) if (p / "config.json").exists()), wanted)
+    if resume is not None:
+        if not (Path(resume) / "checkpoints").is_dir():
+            raise UsageError(
+                f"{resume}: cannot be resumed: no saved state; name a run that has one"
+            )
+        return Path(resume)
+    folder, number = wanted, 1
+    while folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def numbered(wanted: Path) -> list[Path]:
+    """runs/small-3, runs/small-2, ..., runs/small: the directories of a name, the newest first."""
+    others = [path for path in wanted.parent.glob(f"{glob.escape(wanted.name)}-*")
+              if path.name.removeprefix(f"{wanted.name}-").isdigit()]  # fmt: skip
+    others.sort(key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    return [*others, wanted]
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be; VitkitError where it cannot be written."""
+    trial = folder / f".trial-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"vitkit")
+        sync(trial)
+        trial.unlink()
+    except OSError as error:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
+        raise VitkitError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+
+
+def check_room(folder: Path, state_bytes: int) -> None:
+    """VitkitError where the disk has no room for the states of a run and its two bundles."""
+    there = sum(p.stat().st_size for p in (folder / "checkpoints").glob("step-*/*"))
+    needed = (KEPT + 1) * state_bytes + 2**20 - there  # those kept, one being written, the log
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise VitkitError(
+            f"{folder}: {free / 1e9:.3g} GB are free, but the run's states take "
+            f"{needed / 1e9:.3g} GB more; make room, or choose another --out"
+        )
+
+
+def lock(folder: Path, wait: bool) -> None:
+    """Hold the run directory until `unlock` or the end of this process; UsageError if it is held.
+
+    What is left of a run that was killed may need some seconds to end: with `wait` they are given.
+    """
+    if fcntl is None:  # Windows
+        return
+    file = (folder / LOCK).open("a+", encoding="utf-8")
+    until = time.monotonic() + (LOCK_SECONDS if wait else 0)
+    while not locked(file):
+        if time.monotonic() > until:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UsageError(
+                f"{folder}: is in use by {holder}; wait for it, stop it, or give another --out"
+            )
+        time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    HELD[folder.resolve()] = file
+
+
+def locked(file: IO[str]) -> bool:
+    """Whether this process holds the file now; also where the file system knows no locks."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def unlock(folder: Path) -> None:
+    """Let go of a run directory."""
+    file = HELD.pop(folder.resolve(), None)
+    if file is not None:
+        file.close()
 
 
 def check_resumed(
     folder: Path, kind: str, config: TrainConfig, task: Task, parent: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What the run recorded of its automatic choices; UsageError where the config has changed."""
-    recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    before = flat_json(recorded["config"])
+    try:
+        recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        before = flat_json(recorded["config"])
+        facts = {
+            "the kind of run": (recorded["kind"], kind),
+            "the checkpoint": (recorded["from"], json.loads(json.dumps(parent))),
+            "the data": (recorded["data"]["fingerprint"], task.fingerprint),
+            "the held-out data": (recorded["data"]["held_out_fingerprint"],
+                                  task.held_out_fingerprint),
+        }  # fmt: skip
+        resolved = recorded["resolved"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{folder / 'config.json'}: is missing or damaged ({error}); copy it from a backup, or "
+            "start a new run without --resume"
+        ) from error
     now = flat_json(to_json(config))
     # A config given in JSON has lists where this one has tuples.
     different = [
@@ -66,19 +208,13 @@ def check_resumed(
         for name in flat(config)
         if name not in HARMLESS and json.dumps(before.get(name)) != json.dumps(now.get(name))
     ]
-    facts = {
-        "the kind of run": (recorded["kind"], kind),
-        "the checkpoint": (recorded["from"], json.loads(json.dumps(parent))),
-        "the data": (recorded["data"]["fingerprint"], task.fingerprint),
-        "the held-out data": (recorded["data"]["held_out_fingerprint"], task.held_out_fingerprint),
-    }
     different += [name for name, (old, new) in facts.items() if old != new]
     if different:
         raise UsageError(
             f"{folder}: was started with another config: {'; '.join(different)}; give the same "
             "words again, or start a new run without --resume"
         )
-    return recorded["resolved"]
+    return resolved
 
 
 def flat_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

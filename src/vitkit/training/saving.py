@@ -1,0 +1,242 @@
+"""States of a run: saved in the background, found, verified, loaded, and dropped when old."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
+
+from vitkit.training.state import TrainState
+from vitkit.training.storage import (
+    StateError,
+    problem_with,
+    progress_in,
+    read_state,
+    shapes_in,
+    write_state,
+)
+from vitkit.training.world import rank_and_size, together
+
+KEPT = 2  # states kept in a run directory
+NICE = 10  # how much the writing thread gives way to training
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A state that cannot be used, and why."""
+
+    folder: Path
+    problem: str
+
+
+class Saver:
+    """Writes states in the background; training waits for the copy only.
+
+    All processes use it alike. One state is written at a time: `begin` waits for the one before.
+    The copy is kept, and costs as much host memory as weights, optimizer and average of a process.
+    """
+
+    def __init__(self, checkpoints: Path, cuda: bool = False) -> None:
+        self.checkpoints = checkpoints
+        # Its messages must not meet those of training, so it has its own connections.
+        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        options = StagingOptions(
+            use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False,
+            use_non_blocking_copy=False,
+        )  # fmt: skip
+        self.stager = DefaultStager(options)
+        self.thread: threading.Thread | None = None
+        self.problem: StateError | None = None
+
+    def begin(self, state: TrainState) -> StateError | None:
+        """Save the state as it is now -> what became of the one before, None if it is whole."""
+        problem = self.finish()
+        folder = folder_of(self.checkpoints, state.step)
+        copy: Any = self.stager.stage(share_of(tensors_of(state)))
+        self.thread = threading.Thread(
+            target=self.write, args=(folder, copy, state.progress()), daemon=True
+        )
+        self.thread.start()
+        return problem
+
+    def finish(self) -> StateError | None:
+        """Wait until the last state is written -> what went wrong, None if nothing did."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        problem, self.problem = self.problem, None
+        return problem
+
+    def write(self, folder: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        try:
+            write_state(folder, tensors, progress, self.group)
+            if rank_and_size()[0] == 0:
+                rotate(self.checkpoints, folder)
+        except StateError as error:
+            self.problem = error
+        except Exception as error:  # told at the next `begin` or `finish`, not lost in a thread
+            self.problem = StateError(f"{folder}: cannot be written: {error}")
+
+
+def save_state(checkpoints: Path, state: TrainState) -> Path:
+    """Save a state and wait until it is written. All processes call it together."""
+    saver = Saver(checkpoints)
+    saver.begin(state)
+    problem = saver.finish()
+    if problem is not None:
+        raise problem
+    return folder_of(checkpoints, state.step)
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def states_in(checkpoints: Path) -> list[Path]:
+    """The folders of states, the newest first."""
+    found = [p for p in checkpoints.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def rotate(checkpoints: Path, newest: Path) -> None:
+    """Drop what is older than the KEPT newest states that are whole; `newest` is one.
+
+    A damaged state does not count, and what cannot be removed now is tried again the next time.
+    """
+    clear_leftovers(checkpoints)
+    whole = 0
+    for folder in states_in(checkpoints):
+        if whole == KEPT:
+            # First another name: a state that is half removed must not look like one.
+            old = folder.with_name(f".{folder.name}.old")
+            try:
+                folder.rename(old)
+            except OSError:
+                continue
+            shutil.rmtree(old, ignore_errors=True)
+        elif folder == newest or problem_with(folder) is None:
+            whole += 1
+
+
+def clear_leftovers(checkpoints: Path) -> None:
+    """Remove what a process that was killed left half-written or half-removed."""
+    for left in checkpoints.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def newest_state(checkpoints: Path) -> tuple[Path | None, list[Damaged]]:
+    """The newest state whose hashes are right, and the damaged ones that are newer.
+
+    StateError for a state of a newer version. Nothing is changed.
+    """
+    damaged = []
+    for folder in states_in(checkpoints):
+        problem = problem_with(folder)
+        if problem is None:
+            return folder, damaged
+        damaged.append(Damaged(folder, problem))
+    return None, damaged
+
+
+def set_aside(damaged: list[Damaged]) -> list[str]:
+    """Rename damaged states, since their steps will be saved again -> a sentence for each."""
+    sentences = []
+    for one in damaged:
+        aside = one.folder.with_name(f"damaged-{one.folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        one.folder.rename(aside)
+        sentences.append(f"{one.problem}; it is now {aside.name}")
+    return sentences
+
+
+def load_state(folder: Path, state: TrainState) -> None:
+    """Put a saved state into one of the same config. Raises StateError before a tensor is changed.
+
+    All processes call it together, each with a view of the folder; they share its verification.
+    """
+    rank, size = rank_and_size()
+    together(lambda: verify(folder, rank, size))
+    saved = shapes_in(folder)
+    tensors = tensors_of(state, optimizer=False) | slots_for(state, saved)
+    for name in sorted(set(saved) ^ set(tensors)):
+        raise StateError(f"{folder}: is of another net or optimizer: {name}")
+    for name, tensor in tensors.items():
+        if saved[name][0] != tensor.shape:
+            raise StateError(
+                f"{folder}: is of another net: {name} is {tuple(saved[name][0])}, not "
+                f"{tuple(tensor.shape)}"
+            )
+    read_state(folder, tensors)
+    numbers = {name: n for n, (name, _) in enumerate(optimized(state))}
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            parameter, key = name.removeprefix("optimizer/").rsplit("/", 1)
+            slots.setdefault(numbers[parameter], {})[key] = tensor
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    state.restore(progress_in(folder))
+
+
+def verify(folder: Path, part: int, parts: int) -> None:
+    problem = problem_with(folder, part, parts)
+    if problem:
+        raise StateError(problem)
+
+
+def tensors_of(state: TrainState, optimizer: bool = True) -> dict[str, Tensor]:
+    """All tensors of a state by name, as they are: sharded or not, on their device."""
+    tensors = {f"net/{name}": t.detach() for name, t in state.net.state_dict().items()}
+    tensors |= {f"average/{name}": t for name, t in (state.average or {}).items()}
+    if optimizer:
+        for name, parameter in optimized(state):
+            slots = state.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer/{name}/{key}": t for key, t in slots.items()
+                        if isinstance(t, Tensor)}  # fmt: skip
+    return tensors
+
+
+def optimized(state: TrainState) -> list[tuple[str, Tensor]]:
+    """(name, parameter) in the order in which the optimizer numbers them."""
+    names = {id(p): name for name, p in state.net.named_parameters()}
+    groups = state.optimizer.param_groups
+    return [(names[id(p)], p) for group in groups for p in group["params"]]
+
+
+def slots_for(
+    state: TrainState, saved: dict[str, tuple[torch.Size, torch.dtype]]
+) -> dict[str, Tensor]:
+    """Zeros for the saved state of the optimizer, sharded as their parameters are."""
+    parameters = dict(optimized(state))
+    slots = {}
+    for name, (shape, dtype) in saved.items():
+        if name.startswith("optimizer/"):
+            parameter = parameters.get(name.removeprefix("optimizer/").rsplit("/", 1)[0])
+            if parameter is not None and parameter.shape == shape:
+                slots[name] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            elif parameter is not None:
+                slots[name] = torch.zeros(shape, dtype=dtype)  # the count of steps
+    return slots
+
+
+def share_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What this process is to write: its parts of sharded tensors, and a share of the others.
+
+    A tensor that every process holds whole is copied and written by one of them.
+    """
+    rank, size = rank_and_size()
+    sharded = {name: t for name, t in tensors.items() if isinstance(t, DTensor)}
+    whole = sorted(set(tensors) - set(sharded), key=lambda name: -tensors[name].nbytes)
+    return sharded | {name: tensors[name] for name in whole[rank::size]}

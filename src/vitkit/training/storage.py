@@ -1,0 +1,233 @@
+"""A state on disk: safetensors shards written by torch.distributed.checkpoint, under a manifest.
+
+A step's folder holds a shard of each process, progress.json and manifest.json with the size and
+SHA-256 of each file. No file of it is pickled, and no tensor is read before all hashes are right:
+neither safetensors nor torch.distributed.checkpoint notices a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from vitkit.errors import VitkitError
+from vitkit.files import sync
+
+FORMAT_VERSION = 1
+PROGRESS, MANIFEST = "progress.json", "manifest.json"
+SHARDING_INFO = "DCP_SHARDING_INFO"  # where HuggingFaceStorageReader looks for a shard's offsets
+
+# A run of a single process is no mistake.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
+
+
+class StateError(VitkitError):
+    """A state cannot be written or read: the disk, damage, or it is of another run or version."""
+
+    everywhere = True
+
+
+class StateWriter(StorageWriter):
+    """Each process writes its shard into one fresh folder, which the main one commits.
+
+    torch.distributed.checkpoint calls the methods in this order, `prepare_global_plan` and
+    `finish` in the main process only, and tells all processes of an error in one.
+    """
+
+    def __init__(self, folder: Path, progress: dict[str, Any]) -> None:
+        self.folder, self.progress = folder, progress
+        self.fresh: Path | None = None
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        pass
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        self.fresh = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        self.fresh.mkdir(parents=True)
+        return [
+            replace(plan, storage_data=self.fresh / f"shard-{rank:05d}.safetensors")
+            for rank, plan in enumerate(plans)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        path: Path = plan.storage_data
+        tensors, offsets = {}, {}
+        for item in plan.items:
+            tensor = planner.resolve_data(item)
+            assert isinstance(tensor, Tensor)
+            if tensor.numel():  # of a small tensor over many processes some have nothing
+                name, chunk = item.index.fqn, item.index.offset
+                tensors[name] = tensor.detach().cpu().contiguous()
+                offsets[name] = {"saved_offsets": list(chunk or [0] * tensor.dim())}
+        save_file(tensors, path, metadata={"format": "pt", SHARDING_INFO: json.dumps(offsets)})
+        sync(path)
+        facts = facts_of(path)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([WriteResult(MetadataIndex(path.name), facts["bytes"], facts)])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        assert self.fresh is not None
+        files = {r.index.fqn: r.storage_data for written in results for r in written}
+        for name in files:
+            if not (self.fresh / name).is_file():
+                raise OSError(f"{name} was written by a process that does not share this folder")
+        commit(self.fresh, self.folder, files, self.progress)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+
+def commit(
+    fresh: Path, folder: Path, files: dict[str, dict[str, Any]], progress: dict[str, Any]
+) -> None:
+    """Complete a folder of synced shards and give it its name, which makes it a state."""
+    path = fresh / PROGRESS
+    path.write_text(json.dumps(progress))
+    sync(path)
+    content = {
+        "format_version": FORMAT_VERSION, "step": progress["step"],
+        "files": {**files, PROGRESS: facts_of(path)},
+    }  # fmt: skip
+    path = fresh / MANIFEST
+    path.write_text(json.dumps({**content, "sha256": seal(content)}, indent=2))
+    sync(path)
+    sync(fresh)
+    if folder.exists():
+        raise OSError(f"{folder} is there already")  # a step's folder is never used again
+    fresh.rename(folder)
+    sync(folder.parent)
+
+
+def write_state(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    progress: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a state, by all processes together; each gives the tensors it is to write.
+
+    Sharded tensors are given by all that hold a part, others by one. Raises StateError, in all
+    processes where one fails; then nothing is left of it.
+    """
+    writer = StateWriter(folder, progress)
+    try:
+        dcp_save(tensors, storage_writer=writer, process_group=group)
+    except BaseException as error:
+        if writer.fresh is not None:
+            shutil.rmtree(writer.fresh, ignore_errors=True)
+        if not isinstance(error, Exception) and not hasattr(error, "failures"):
+            raise
+        raise StateError(f"{folder}: cannot be written: {reasons(error)}") from error
+
+
+def read_state(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors, sharded or not, from a state; all processes call it together."""
+    try:
+        dcp_load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    except BaseException as error:  # its CheckpointException is no Exception
+        if not hasattr(error, "failures"):
+            raise
+        raise StateError(f"{folder}: cannot be read: {reasons(error)}") from error
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Name -> (shape, dtype) of each tensor of a state."""
+    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: (t.size, t.properties.dtype) for name, t in found.items()}  # type: ignore[union-attr]
+
+
+def reasons(error: BaseException) -> str:
+    """What went wrong, and in which process, of an error that torch.distributed.checkpoint told."""
+    failures = getattr(error, "failures", {})
+    told = [
+        f"{'' if rank == 0 else f'process {rank}: '}{failure[0]}"
+        for rank, failure in failures.items()
+    ]
+    return "; ".join(told) or str(error)
+
+
+def progress_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / PROGRESS).read_text())
+
+
+def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a state, in a sentence; None where its manifest holds.
+
+    Of `parts` that share the work each verifies its part of the files. StateError for a state of
+    a newer version, which is no damage.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        expected = manifest.pop("sha256")
+        if seal(manifest) != expected:
+            return f"{folder / MANIFEST}: damaged, its content is not what its SHA-256 says"
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        return f"{folder / MANIFEST}: missing or damaged ({error})"
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise StateError(
+            f"{folder}: is a state of format {manifest['format_version']}; this version of vitkit "
+            f"reads {FORMAT_VERSION}; resume the run with the version that wrote it"
+        )
+    if folder.name != f"step-{manifest['step']:08d}":
+        return f"{folder}: is the state of step {manifest['step']}"
+    for name in sorted(path.name for path in folder.iterdir()):
+        if name not in manifest["files"] and name != MANIFEST:
+            return f"{folder / name}: does not belong to this state"
+    for name, facts in sorted(manifest["files"].items())[part::parts]:
+        problem = wrong_with(folder / name, facts)
+        if problem:
+            return problem
+    return None
+
+
+def wrong_with(path: Path, expected: dict[str, Any]) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != expected["bytes"]:
+            return f"{path}: damaged: {found:,} bytes, the manifest says {expected['bytes']:,}"
+        sha256 = facts_of(path)["sha256"]
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    if sha256 != expected["sha256"]:
+        return (
+            f"{path}: damaged: its SHA-256 is {sha256[:12]}..., the manifest says "
+            f"{expected['sha256'][:12]}..."
+        )
+    return None
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """The SHA-256 of what a manifest says; how it is made stays the same in all versions."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

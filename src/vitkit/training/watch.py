@@ -1,0 +1,128 @@
+"""Ends a run that hangs: one that waits forever is worse than one that is started again.
+
+A process that does not go on cannot be told to; its launcher (`--gpus`, torchrun) ends it, as soon
+as another process has exited.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+EVERY = 1.0  # seconds between two looks
+SILENCE = 15.0  # seconds without a sign of life of a process, after which all of its run end
+LAST_WORD = 2.0  # seconds that the others have to read why
+GIVEN_UP = "vitkit/given up"
+
+
+def give_up(text: str) -> NoReturn:
+    """End this process at once, with the stacks of its threads on standard error."""
+    rank = os.environ.get("RANK")
+    who = "" if rank is None else f"process {rank}: "
+    print(f"vitkit: {who}{text}; the stacks of its threads:", file=sys.__stderr__, flush=True)
+    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+    os._exit(1)
+
+
+class Clock:
+    """Seconds since something last moved; the time in which this process was stopped counts not."""
+
+    def __init__(self) -> None:
+        self.moved = self.looked = time.monotonic()
+
+    def restart(self) -> None:
+        self.moved = time.monotonic()
+
+    def read(self) -> float:
+        """To be called every EVERY seconds or so; a long gap tells of Ctrl-Z, or of a SIGSTOP."""
+        now = time.monotonic()
+        gap, self.looked = now - self.looked, now
+        if gap > 5 * EVERY:
+            self.moved += gap
+        return now - self.moved
+
+
+class Patience:
+    """Inside the block, `beat` must be called every `seconds`, else the process ends; 0: never."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.clock, self.ended = seconds, Clock(), threading.Event()
+
+    def beat(self) -> None:
+        self.clock.restart()
+
+    def __enter__(self) -> Patience:
+        if self.seconds:
+            threading.Thread(target=self.look, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+
+    def look(self) -> None:
+        while not self.ended.wait(EVERY):
+            if self.clock.read() > self.seconds:
+                give_up(
+                    f"no step and no evaluated batch in {self.seconds:g} seconds; start again with "
+                    "--resume auto, and with a larger --patience if a step may take longer"
+                )
+
+
+class Heartbeats:
+    """The processes of a run look after each other inside the block, each after the next one.
+
+    `store` is the one they met at. When a process shows no sign of life, or the store does not
+    answer, all end; when the launcher is gone, they stop as by SIGTERM.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.store, self.rank, self.next = store, rank, (rank + 1) % size
+        self.answered, self.ended, self.parent = Clock(), threading.Event(), os.getppid()
+
+    def __enter__(self) -> Heartbeats:
+        for work in (self.beat, self.look):
+            threading.Thread(target=work, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+
+    def beat(self) -> None:
+        store, heard, seen, beats = self.store.clone(), Clock(), b"", 0
+        while not self.ended.wait(EVERY):
+            self.mind_launcher()
+            try:
+                beats += 1
+                store.set(f"vitkit/alive/{self.rank}", str(beats))
+                if store.check([GIVEN_UP]):
+                    give_up(store.get(GIVEN_UP).decode())
+                key = f"vitkit/alive/{self.next}"
+                found = store.get(key) if store.check([key]) else b""
+                silence = heard.read()
+                if found != seen:
+                    seen = found
+                    heard.restart()
+                elif silence > SILENCE:
+                    text = f"process {self.next} has shown no sign of life for {SILENCE:g} seconds"
+                    store.set(GIVEN_UP, text)
+                    time.sleep(LAST_WORD)
+                    give_up(text)
+            except RuntimeError:  # the store has gone: at the end of a run, or with its process
+                return
+            self.answered.restart()
+
+    def look(self) -> None:
+        """The other thread may itself be waiting, for the answer of a process that is stopped."""
+        while not self.ended.wait(EVERY):
+            if self.answered.read() > SILENCE + LAST_WORD + EVERY:
+                give_up(f"the processes of the run have not answered for {SILENCE:g} seconds")
+
+    def mind_launcher(self) -> None:
+        if os.getppid() != self.parent:
+            self.parent = os.getppid()
+            os.kill(os.getpid(), signal.SIGTERM)
