@@ -43,6 +43,7 @@ def test_options_in_the_commands_of_the_docs_exist(page):
         "plan": words.Plan(),
         "evaluate": words.Evaluate(),
         "predict": words.Predict(),
+        "doctor": words.Doctor(),
     }
     blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", page.read_text(), flags=re.S))
     for line in re.findall(r"^ *(?:\$ )?(vitkit [a-z].*)$", blocks, flags=re.M):

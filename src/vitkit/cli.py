@@ -20,6 +20,7 @@ from vitkit.training.config import to_json
 from vitkit.words import (
     Convert,
     Demo,
+    Doctor,
     Evaluate,
     Finetune,
     Models,
@@ -46,6 +47,7 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit plan --model NAME                   memory, time and cost, before anything runs
   vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
   vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
+  vitkit doctor RUN                          what a run can go on from, what is damaged, what to do
 
 DATA is a folder of class folders (or train/ and val/ of them), parquet files, or 'digits'.
 `vitkit VERB --help` tells the options of a verb; `vitkit demo` is a good start.
@@ -392,6 +394,30 @@ def predict(argv: list[str]) -> Any:
     return words, {"predictions": rows}
 
 
+def doctor(argv: list[str]) -> Any:
+    words = parse(Doctor(), "doctor", argv)
+    require(words.run, "doctor", "RUN, a run directory")
+    from vitkit.reports.plans import size
+    from vitkit.workflows.doctor import advise, look_at, record, rows, title
+
+    found = look_at(words.run)
+    advice = advise(found)
+    print(printable(title(found)) + "\n")
+    print_columns(
+        ("", "size", "verified; nothing was changed"),
+        [(name, "" if n is None else size(n), how) for name, n, how in rows(found)],
+        right=(1,),
+    )
+    result = record(found, advice)
+    if advice.hopeless:
+        print_json(words, result)
+        raise VitkitError(advice.verdict)
+    print("\n" + printable(advice.verdict))
+    if advice.next:
+        print(printable(f"Next: {advice.next}"))
+    return words, result
+
+
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "demo": demo,
     "models": models,
@@ -401,6 +427,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "plan": plan,
     "evaluate": evaluate,
     "predict": predict,
+    "doctor": doctor,
 }
 
 
@@ -427,9 +454,7 @@ def run(words: list[str]) -> int:
             print(f"vitkit {__version__}")
             return 0
         parsed, result = VERBS[named("verb", words[0], VERBS)](words[1:])
-        if parsed.json:
-            utf8 = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-            print(json.dumps(finite(result), ensure_ascii=not utf8))
+        print_json(parsed, result)
         return 0
     except KeyboardInterrupt:
         return complain("stopped by Ctrl-C", 130)
@@ -444,6 +469,13 @@ def run(words: list[str]) -> int:
     except Exception as error:
         text = f"unexpected {type(error).__name__}: {error}; --debug shows the trace"
         return complain(text, 1, "--debug" in words)
+
+
+def print_json(words: Any, result: Any) -> None:
+    """The last line, where it is asked for."""
+    if words.json:
+        utf8 = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+        print(json.dumps(finite(result), ensure_ascii=not utf8))
 
 
 def speaks() -> bool:

@@ -158,6 +158,15 @@ class Predict(Computing):
     """How many of the likeliest classes to give."""
 
 
+@dataclass(frozen=True)
+class Doctor(Common):
+    """Look at a run directory, hashes and all: what it can be resumed from, what is damaged, what
+    to do. Nothing is changed."""
+
+    run: Annotated[str, tyro.conf.Positional, shown("RUN")] = ""
+    """A run directory, as pretrain and finetune write it."""
+
+
 def rewritten(argv: list[str]) -> list[str]:
     """Short names to dotted ones, `--name=value` to two words, 384 and 384x256 to two sides."""
     short: dict[str, str] = {

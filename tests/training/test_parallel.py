@@ -17,7 +17,7 @@ from vitkit.training.config import EngineConfig, OptimizerConfig
 from vitkit.training.loop import train_step
 from vitkit.training.parallel import Engine, apply, choose_compile, shardings
 from vitkit.training.precision import Precision
-from vitkit.training.state import load_state, save_state
+from vitkit.training.saving import load_state, save_state
 from vitkit.training.world import World
 
 CPU = torch.device("cpu")
@@ -223,16 +223,18 @@ def test_an_optimizer_told_of_a_gradient_that_is_not_finite_changes_nothing(name
     """So a GPU need not be waited for: all processes see the same norm, and skip alike."""
     given = setup(optimizer=OptimizerConfig(name))
     state, _, _ = one_step(given)
-    state.note(torch.tensor(1.0), torch.tensor(1.0))
-    state.note(torch.tensor(7.0), torch.tensor(float("nan")))
-    state.note(torch.tensor(2.0), torch.tensor(1.0))
-    assert (float(state.diverged), float(state.bad_loss)) == (1.0, 7.0)
+    found = []
+    for norm in (1.0, float("nan"), 1.0, float("inf"), 1.0):
+        state.note(torch.tensor(norm), limit=1)
+        found.append((int(state.skipped), int(state.hold)))
+    assert found == [(0, 0), (1, 1), (1, 0), (2, 1), (2, 1)]  # after more than 1, none counts
     before, kept = weights(state.net), average(state)
     slots = {
         k: v.clone() for s in state.optimizer.state.values() for k, v in s.items() if v is not None
     }
-    state.optimizer.found_inf = state.diverged
+    state.optimizer.found_inf = state.hold
     state.optimizer.step()
+    state.update_average(0.9)
     assert torch.equal(weights(state.net), before) and torch.equal(average(state), kept)
     after = {k: v for s in state.optimizer.state.values() for k, v in s.items() if v is not None}
     assert all(torch.equal(slots[k], after[k]) for k in slots)

@@ -12,7 +12,7 @@ import torch
 
 import vitkit
 from vitkit.cli import main
-from vitkit.training.state import newest_state
+from vitkit.training.saving import newest_state
 
 WORDS = ["pretrain", "digits", "--device", "cpu", "--precision", "fp32", "--batch-size", "16",
          "--polyak", "0.9"]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,14 @@ def write_report(run: Path) -> Path:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    """The lines of metrics.jsonl; what is no record, as after damage, is left out."""
+    records = []
+    for line in (run / "metrics.jsonl").read_bytes().splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "kind" in record and "step" in record:
+                records.append(record)
+    return records
 
 
 def draw_loss(axes: Axes, records: list[dict[str, Any]], title: str = "Loss") -> None:

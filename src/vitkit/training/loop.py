@@ -380,8 +380,9 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; the CPU's allocator has no class of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocation failed; the CPU's allocator and oneDNN have no class for that."""
+    words = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
 
 
 def halve_parts(setup: Setup, state: TrainState, images: int, say: Callable[[str], None]) -> None:

@@ -62,10 +62,10 @@ class Saver:
         """Save the state as it is now -> what became of the one before, None if it is whole."""
         problem = self.finish()
         folder = folder_of(self.checkpoints, state.step)
-        copy: Any = self.stager.stage(share_of(tensors_of(state)))
-        self.thread = threading.Thread(
-            target=self.write, args=(folder, copy, state.progress()), daemon=True
-        )
+        tensors = tensors_of(state)
+        copy: Any = self.stager.stage(share_of(tensors))
+        arguments = (folder, copy, set(tensors), state.progress())
+        self.thread = threading.Thread(target=self.write, args=arguments, daemon=True)
         self.thread.start()
         return problem
 
@@ -77,11 +77,13 @@ class Saver:
         problem, self.problem = self.problem, None
         return problem
 
-    def write(self, folder: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    def write(
+        self, folder: Path, tensors: dict[str, Tensor], names: set[str], progress: dict[str, Any]
+    ) -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            write_state(folder, tensors, progress, self.group)
+            write_state(folder, tensors, names, progress, self.group)
             if rank_and_size()[0] == 0:
                 rotate(self.checkpoints, folder)
         except StateError as error:
@@ -106,7 +108,7 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 def states_in(checkpoints: Path) -> list[Path]:
     """The folders of states, the newest first."""
-    found = [p for p in checkpoints.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    found = [p for p in checkpoints.glob("step-*") if p.is_dir() and p.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
@@ -238,5 +240,5 @@ def share_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     rank, size = rank_and_size()
     sharded = {name: t for name, t in tensors.items() if isinstance(t, DTensor)}
-    whole = sorted(set(tensors) - set(sharded), key=lambda name: -tensors[name].nbytes)
+    whole = sorted(set(tensors) - set(sharded), key=lambda name: (-tensors[name].nbytes, name))
     return sharded | {name: tensors[name] for name in whole[rank::size]}

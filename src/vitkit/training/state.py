@@ -62,10 +62,13 @@ class TrainState:
         if self.average is None:
             return
         weights = [parameter.detach() for parameter in self.net.parameters()]
-        share = 1.0 if self.step == 0 else 1 - decay
-        moved = share * (1 - self.hold)
+        share: Any = 1.0 if self.step == 0 else 1 - decay
+        if self.hold.device.type == "cuda":  # which is not waited for
+            share = share * (1 - self.hold)
+        elif self.hold:
+            return
         for kept, weight in zip(self.average.values(), weights, strict=True):
-            kept.lerp_(weight, moved if moved.device.type == "cuda" else float(moved))
+            kept.lerp_(weight, share)
 
     @contextmanager
     @torch.no_grad()

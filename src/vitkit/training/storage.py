@@ -28,8 +28,11 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from vitkit.checkpoints.containers import read_json
+from vitkit.checkpoints.problems import CheckpointError
 from vitkit.errors import VitkitError
 from vitkit.files import sync
+from vitkit.values import fits
 
 FORMAT_VERSION = 1
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
@@ -52,8 +55,8 @@ class StateWriter(StorageWriter):
     `finish` in the main process only, and tells all processes of an error in one.
     """
 
-    def __init__(self, folder: Path, progress: dict[str, Any]) -> None:
-        self.folder, self.progress = folder, progress
+    def __init__(self, folder: Path, names: set[str], progress: dict[str, Any]) -> None:
+        self.folder, self.names, self.progress = folder, names, progress
         self.fresh: Path | None = None
 
     def reset(self, checkpoint_id: Any = None) -> None:
@@ -92,6 +95,8 @@ class StateWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         assert self.fresh is not None
+        for name in sorted(self.names ^ set(metadata.state_dict_metadata)):
+            raise ValueError(f"{name} was written by no process, or is of no use")
         files = {r.index.fqn: r.storage_data for written in results for r in written}
         for name in files:
             if not (self.fresh / name).is_file():
@@ -127,15 +132,17 @@ def commit(
 def write_state(
     folder: Path,
     tensors: dict[str, Tensor],
+    names: set[str],
     progress: dict[str, Any],
     group: dist.ProcessGroup | None = None,
 ) -> None:
     """Write a state, by all processes together; each gives the tensors it is to write.
 
-    Sharded tensors are given by all that hold a part, others by one. Raises StateError, in all
+    Sharded tensors are given by all that hold a part, others by one; `names` are those of all.
+    Raises StateError, in all
     processes where one fails; then nothing is left of it.
     """
-    writer = StateWriter(folder, progress)
+    writer = StateWriter(folder, names, progress)
     try:
         dcp_save(tensors, storage_writer=writer, process_group=group)
     except BaseException as error:
@@ -180,44 +187,47 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a state, in a sentence; None where its manifest holds.
 
     Of `parts` that share the work each verifies its part of the files. StateError for a state of
-    a newer version, which is no damage.
+    another version, which is no damage.
     """
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        expected = manifest.pop("sha256")
-        if seal(manifest) != expected:
-            return f"{folder / MANIFEST}: damaged, its content is not what its SHA-256 says"
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        return f"{folder / MANIFEST}: missing or damaged ({error})"
-    if manifest["format_version"] != FORMAT_VERSION:
+        manifest = read_json(path)
+        sealed = manifest.pop("sha256", None) == seal(manifest)
+    except (CheckpointError, RecursionError) as error:
+        return f"{path}: missing or damaged ({str(error).removeprefix(f'{path}: ')})"
+    if not sealed:
+        return f"{path}: damaged, its content is not what its SHA-256 says"
+    if manifest.get("format_version") != FORMAT_VERSION:
         raise StateError(
-            f"{folder}: is a state of format {manifest['format_version']}; this version of vitkit "
-            f"reads {FORMAT_VERSION}; resume the run with the version that wrote it"
+            f"{folder}: is a state of format {manifest.get('format_version')}; this version of "
+            f"vitkit reads {FORMAT_VERSION}; resume the run with the version that wrote it"
         )
-    if folder.name != f"step-{manifest['step']:08d}":
-        return f"{folder}: is the state of step {manifest['step']}"
-    for name in sorted(path.name for path in folder.iterdir()):
-        if name not in manifest["files"] and name != MANIFEST:
-            return f"{folder / name}: does not belong to this state"
-    for name, facts in sorted(manifest["files"].items())[part::parts]:
-        problem = wrong_with(folder / name, facts)
-        if problem:
-            return problem
-    return None
+    files = manifest.get("files")
+    if not fits(files, dict[str, dict]) or any(Path(name).name != name for name in files):
+        return f"{path}: names no files of its folder"
+    if folder.name != f"step-{manifest.get('step'):08}":
+        return f"{folder}: is the state of step {manifest.get('step')}"
+    for shard in sorted(folder.glob("*.safetensors")):
+        if shard.name not in files:
+            return f"{shard}: does not belong to this state"
+    problems = (wrong_with(folder / n, facts) for n, facts in sorted(files.items())[part::parts])
+    return next(filter(None, problems), None)
 
 
 def wrong_with(path: Path, expected: dict[str, Any]) -> str | None:
     try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return f"{path}: missing"
         found = path.stat().st_size
-        if found != expected["bytes"]:
-            return f"{path}: damaged: {found:,} bytes, the manifest says {expected['bytes']:,}"
+        if found != expected.get("bytes"):
+            return f"{path}: damaged: {found:,} bytes, the manifest says {expected.get('bytes')}"
         sha256 = facts_of(path)["sha256"]
     except OSError as error:
         return f"{path}: {error.strerror or error}"
-    if sha256 != expected["sha256"]:
+    if sha256 != expected.get("sha256"):
         return (
             f"{path}: damaged: its SHA-256 is {sha256[:12]}..., the manifest says "
-            f"{expected['sha256'][:12]}..."
+            f"{str(expected.get('sha256'))[:12]}..."
         )
     return None
 

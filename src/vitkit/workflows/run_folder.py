@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+from vitkit.checkpoints.bundle import refuse_to_replace
+from vitkit.checkpoints.problems import CheckpointError
 from vitkit.data.sources import Subset
 from vitkit.errors import UsageError, VitkitError
 from vitkit.files import sync, write_whole
@@ -81,10 +83,28 @@ def open_run(
     for sentence in set_aside(damaged):
         print(f"passed over: {sentence}", file=sys.stderr)
     clear_leftovers(folder / "checkpoints")
-    for name in ("best", "last"):  # what a killed process left of them
-        for left in [*folder.glob(f".{name}.*.tmp"), *folder.glob(f".{name}.*.old")]:
-            shutil.rmtree(left, ignore_errors=True)
+    for name in ("best", "last"):
+        mend_bundle(folder / name)
     return Opened(folder, saved, recorded)
+
+
+def mend_bundle(path: Path) -> None:
+    """See to what a process that was killed, or the disk, left of a bundle of this run."""
+    for old in path.parent.glob(f".{path.name}.*.old"):  # killed between two renames
+        if not path.exists():
+            old.rename(path)
+    for left in (
+        *path.parent.glob(f".{path.name}.*.tmp"),
+        *path.parent.glob(f".{path.name}.*.old"),
+    ):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        refuse_to_replace(path)
+    except CheckpointError:  # no bundle any more; the run will write another
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        print(f"passed over: {path}: damaged; it is now {aside.name}", file=sys.stderr)
 
 
 def run_folder(wanted: Path, resume: str | None) -> Path:

@@ -8,7 +8,8 @@ from vitkit.training.config import TrainConfig
 from vitkit.training.loop import fresh_state
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
-from vitkit.training.state import MANIFEST, StateError, load_state, newest_state, save_state
+from vitkit.training.saving import load_state, newest_state, save_state, set_aside
+from vitkit.training.storage import MANIFEST, StateError
 
 ENGINE = Engine(torch.device("cpu"), Precision("fp32", "for a test"), threads=1)
 
@@ -60,7 +61,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, damage):
     for step in (10, 20):
         state.step = step
         newest = save_state(tmp_path, state)
-    tensors = newest / "state.safetensors"
+    tensors = newest / "shard-00000.safetensors"
     data = bytearray(tensors.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1
@@ -69,11 +70,12 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, damage):
         tensors.write_bytes(data[:-1])
     else:
         (tensors if damage == "delete" else newest / MANIFEST).unlink()
-    found, sentences = newest_state(tmp_path)
+    found, damaged = newest_state(tmp_path)
     assert found.name == "step-00000010"
-    assert "step-00000020" in sentences[0]
+    assert "step-00000020" in damaged[0].problem
     with pytest.raises(StateError, match="step-00000020"):
         load_state(newest, trained_state(seed=1))
+    assert "it is now damaged-step-00000020" in set_aside(damaged)[0]
     assert newest_state(tmp_path)[1] == []  # it lies aside now, and the step is saved anew
     assert newest_state(save_state(tmp_path, state).parent)[0].name == "step-00000020"
 

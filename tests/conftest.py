@@ -1,0 +1,20 @@
+"""`--rounds N` for the long version of tests/faults, whose table is then written to the docs."""
+
+import pytest
+
+SHORT = 2  # rounds, with the other tests
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rounds", type=int, default=None, help="of each fault; 50 is the long run")
+
+
+@pytest.fixture(scope="session")
+def rounds(request):
+    return request.config.getoption("--rounds") or SHORT
+
+
+@pytest.fixture(scope="session")
+def long(request):
+    """Whether this is the long version."""
+    return request.config.getoption("--rounds") is not None

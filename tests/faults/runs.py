@@ -1,0 +1,169 @@
+"""Runs in which something goes wrong: started, watched, harmed, and compared bit by bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from vitkit.training.saving import newest_state, states_in
+
+DRIVER = Path(__file__).with_name("driver.py")
+STEPS = 60
+WORDS = [
+    "pretrain", "digits", "--device", "cpu", "--precision", "fp32", "--batch-size", "16",
+    "--dropout", "0.1", "--polyak", "0.9", "--log-every", "1", "--save-every", "5",
+    "--evaluate-every", "20", "--steps", str(STEPS),
+]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SLOWLY = {"slow": 0.03}  # so that a random time falls into training, not into starting
+
+
+class Run:
+    """A run in processes of its own; `--gpus 2` starts two of them, as does torchrun."""
+
+    def __init__(self, out, *words, fault=None, processes=2, torchrun=False, resume=False) -> None:
+        self.out, self.notes = Path(out), Path(f"{out}-notes")
+        self.notes.mkdir(exist_ok=True)
+        self.before = set(self.notes.iterdir())
+        command = [sys.executable, *(TORCHRUN if torchrun else []), str(DRIVER), *WORDS]
+        command += ["--out", str(out), *(["--resume", "auto"] if resume else []), *words]
+        if processes > 1 and not torchrun:
+            command += ["--gpus", str(processes)]
+        self.said = self.notes.with_name(f"{self.notes.name}-said.txt")
+        with self.said.open("ab") as said:
+            self.process = subprocess.Popen(
+                command, stdout=said, stderr=said, stdin=subprocess.DEVNULL,
+                cwd=self.notes.parent, start_new_session=True,
+                env=os.environ | {"FAULT": json.dumps({"note": str(self.notes), **(fault or {})})},
+            )  # fmt: skip
+        self.size = processes
+
+    def words(self) -> str:
+        return self.said.read_text(errors="replace")
+
+    def ranks(self) -> dict[int, int]:
+        """Rank -> process, of those that have begun to train."""
+        started = set(self.notes.iterdir()) - self.before
+        return {int(rank): int(pid) for rank, pid in (p.stem.split("-") for p in started)}
+
+    def training(self, seconds=120.0) -> "Run":
+        """Wait until all processes train."""
+        until = time.monotonic() + seconds
+        while len(self.ranks()) < self.size:
+            assert self.process.poll() is None, self.words()
+            assert time.monotonic() < until, self.words()
+            time.sleep(0.02)
+        return self
+
+    def signal(self, whom, number=signal.SIGKILL) -> None:
+        """To a rank, "all" ranks, the "launcher", or "everyone" as a scheduler does."""
+        ranks = self.ranks()
+        everyone = [*ranks.values(), self.process.pid]
+        pids = {"all": ranks.values(), "launcher": [self.process.pid], "everyone": everyone}
+        for pid in [ranks[whom]] if isinstance(whom, int) else pids[whom]:
+            with suppress(ProcessLookupError):  # it had ended
+                os.kill(pid, number)
+
+    def ended(self, seconds=120.0) -> int:
+        """Wait until the launcher and all ranks are gone -> the exit code."""
+        until = time.monotonic() + seconds
+        try:
+            code = self.process.wait(seconds)
+            while any(alive(pid) for pid in self.ranks().values()):
+                assert time.monotonic() < until, f"ranks live on\n{self.words()}"
+                time.sleep(0.05)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended after {seconds} s\n{self.words()}") from None
+        finally:
+            self.kill()
+        return code
+
+    def kill(self) -> None:
+        for pid in self.ranks().values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def done(self, seconds=300.0) -> "Run":
+        assert self.ended(seconds) == 0, self.words()
+        return self
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def records(out, kind=None) -> list[dict]:
+    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if kind in (None, r["kind"])]
+
+
+def tensors_in(state: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a state: net, optimizer and average."""
+    shards = sorted(state.glob("shard-*.safetensors"))
+    return {name: t for shard in shards for name, t in load_file(shard).items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+TIMED = ("images_per_second", "memory_bytes")
+
+
+def check_same_run(out, reference) -> None:
+    """That not a bit differs: weights, optimizer, average, losses, data, evaluations."""
+    for name in ("last", "best"):
+        found, expected = (
+            load_file(Path(o) / name / "model.safetensors") for o in (out, reference)
+        )
+        assert same(found, expected), f"{name} differs"
+    found, expected = (newest_state(Path(o) / "checkpoints")[0] for o in (out, reference))
+    assert found.name == expected.name
+    assert same(tensors_in(found), tensors_in(expected)), "the final states differ"
+    lines, wanted = (
+        [{k: v for k, v in r.items() if k not in TIMED} for r in records(o)]
+        for o in (out, reference)
+    )
+    assert lines == wanted, "metrics.jsonl differs"
+    check_same_data(out, reference)
+
+
+def batches_of(out) -> list[dict[int, dict[int, str]]]:
+    """For each process that read data: rank -> (position -> hash of what it read)."""
+    found = []
+    for path in sorted(Path(f"{out}-notes").iterdir()):
+        lines = [line.split() for line in path.read_text().splitlines() if line.count(" ") == 1]
+        rank = int(path.stem.split("-")[0])
+        found.append({rank: {int(number): digest for number, digest in lines}})
+    return found
+
+
+def check_same_data(out, reference) -> None:
+    """That each batch, whoever read it and how often, was the one of the undisturbed run."""
+    expected = {rank: read for one in batches_of(reference) for rank, read in one.items()}
+    seen = {rank: set() for rank in expected}
+    for one in batches_of(out):
+        for rank, read in one.items():
+            for number, digest in read.items():
+                assert expected[rank].get(number, digest) == digest, f"batch {number} differs"
+            seen[rank] |= set(read)
+    for rank, read in expected.items():
+        assert set(range(STEPS)) <= seen[rank] & set(read), "batches were left out"
+
+
+def steps_saved(out) -> list[int]:
+    return [int(folder.name[5:]) for folder in states_in(Path(out) / "checkpoints")]
