@@ -398,23 +398,25 @@ def doctor(argv: list[str]) -> Any:
     words = parse(Doctor(), "doctor", argv)
     require(words.run, "doctor", "RUN, a run directory")
     from vitkit.reports.plans import size
-    from vitkit.workflows.doctor import advise, look_at, record, rows, title
+    from vitkit.workflows.doctor import advise, look_at
 
     found = look_at(words.run)
-    advice = advise(found)
-    print(printable(title(found)) + "\n")
+    verdict, advice = advise(found)
+    print(printable(f"{found.run}: {found.what}") + "\n")
     print_columns(
         ("", "size", "verified; nothing was changed"),
-        [(name, "" if n is None else size(n), how) for name, n, how in rows(found)],
+        [(name, "" if part.bytes is None else size(part.bytes),
+          "; ".join(filter(None, (part.problem, part.note))))
+         for name, part in found.parts.items()],
         right=(1,),
-    )
-    result = record(found, advice)
-    if advice.hopeless:
+    )  # fmt: skip
+    result = {**asdict(found), "problems": found.problems, "advice": advice or verdict}
+    if advice is None:
         print_json(words, result)
-        raise VitkitError(advice.verdict)
-    print("\n" + printable(advice.verdict))
-    if advice.next:
-        print(printable(f"Next: {advice.next}"))
+        raise VitkitError(verdict)
+    print("\n" + printable(verdict))
+    if advice:
+        print(printable(f"Next: {advice}"))
     return words, result
 
 

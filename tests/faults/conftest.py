@@ -30,8 +30,9 @@ def pytest_sessionfinish(session, exitstatus):
     if not rounds or exitstatus or session.config.option.keyword:
         return
     lines = [
-        f"`pytest -m faults --rounds {rounds}`, {date.today()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} cores:\n\n",
+        f"`pytest -m faults --rounds {rounds}`, {date.today()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} "
+        "cores:\n\n",
         "| fault | rounds, all passed | outcome | seconds |\n|---|---|---|---|\n",
         *(f"| {fault} | {n:,} | {outcome} | {s:,.0f} |\n" for fault, n, outcome, s in ROWS),
     ]

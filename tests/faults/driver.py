@@ -37,16 +37,18 @@ def replaced(owner, name, make):
 
 
 def note_batches():
-    """Write down what every process reads: position, and a hash of the images and labels."""
+    """Write down what every process reads: the batch's number, and a hash of each image."""
     from vitkit.data.pipeline import TrainingStream
 
     def noting(batches):
         def noted(self, first=0):
             with Path(FAULT["note"], f"{rank()}-{os.getpid()}.txt").open("a") as file:
                 for number, batch in enumerate(batches(self, first), first):
-                    content = batch.images.numpy().tobytes() + batch.labels.numpy().tobytes()
-                    digest = hashlib.sha256(content).hexdigest()
-                    file.write(f"{number} {digest}\n")
+                    hashes = [
+                        hashlib.sha256(image.numpy().tobytes() + bytes([label])).hexdigest()[:16]
+                        for image, label in zip(batch.images, batch.labels, strict=True)
+                    ]
+                    file.write(f"{number} {' '.join(hashes)}\n")
                     file.flush()
                     yield batch
 
@@ -269,6 +271,11 @@ def out_of_memory():
     replaced(loop, "cross_entropy", spoiled)
 
 
+def stop():
+    """The process sends itself SIGTERM when it is about to take a step."""
+    at_batch(lambda setup, state: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def hang():
     """One process does not go on: asleep, or in a call that never gives Python back."""
 
@@ -353,7 +360,17 @@ def without_defence():
     from vitkit.training import loop, saving, state, storage, watch
 
     off = FAULT["without"]
-    if off == "position":  # a resumed run reads the data from the beginning again
+    if off == "order":  # each process draws on its own
+        from vitkit.data.pipeline import TrainingStream
+
+        start = TrainingStream.__init__
+
+        def init(self, *given, **named):
+            start(self, *given, **named)
+            self.seed += self.rank
+
+        TrainingStream.__init__ = init
+    elif off == "position":  # a resumed run reads the data from the beginning again
         original = state.TrainState.restore
 
         def restore(self, progress):
@@ -404,6 +421,7 @@ ARRANGED = {
     "of": spike,
     "leave_out": leave_out,
     "oom": out_of_memory,
+    "stop": stop,
     "hang": hang,
     "loader": bad_loader,
     "disk": bad_disk,

@@ -36,7 +36,7 @@ class Run:
         command += ["--out", str(out), *(["--resume", "auto"] if resume else []), *words]
         if processes > 1 and not torchrun:
             command += ["--gpus", str(processes)]
-        self.said = self.notes.with_name(f"{self.notes.name}-said.txt")
+        self.said = self.notes.resolve().with_name(f"{self.notes.name}-said.txt")
         with self.said.open("ab") as said:
             self.process = subprocess.Popen(
                 command, stdout=said, stderr=said, stdin=subprocess.DEVNULL,
@@ -107,7 +107,10 @@ def alive(pid: int) -> bool:
 
 
 def records(out, kind=None) -> list[dict]:
-    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    """The whole lines of metrics.jsonl, as far as it has been written."""
+    path = Path(out) / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()
     return [r for r in map(json.loads, lines) if kind in (None, r["kind"])]
 
 
@@ -143,12 +146,14 @@ def check_same_run(out, reference) -> None:
 
 
 def batches_of(out) -> list[dict[int, dict[int, str]]]:
-    """For each process that read data: rank -> (position -> hash of what it read)."""
+    """For each process that read data: rank -> (the batch's number -> hashes of its images)."""
     found = []
     for path in sorted(Path(f"{out}-notes").iterdir()):
-        lines = [line.split() for line in path.read_text().splitlines() if line.count(" ") == 1]
+        text = path.read_text()
+        lines = text[: text.rfind("\n") + 1].splitlines()  # one may have been killed while writing
+        read = [line.split(" ", 1) for line in lines]
         rank = int(path.stem.split("-")[0])
-        found.append({rank: {int(number): digest for number, digest in lines}})
+        found.append({rank: {int(number): hashes for number, hashes in read}})
     return found
 
 

@@ -90,6 +90,11 @@ def flip(path, place=-100):
     path.write_bytes(data)
 
 
+def states(found):
+    """The states in the JSON, the newest first."""
+    return [part for name, part in found["parts"].items() if name.startswith("checkpoints/")]
+
+
 def row(text, name):
     return next(line for line in text.splitlines() if line.startswith(name))
 
@@ -99,12 +104,14 @@ def test_a_finished_run_is_whole_and_ready_to_be_evaluated(run, doctor):
     assert code == 0 and not errors
     assert "step 8 of 8" in text.splitlines()[0]
     assert text.splitlines()[-1] == f"Next: vitkit evaluate {run} DATA"
-    assert [(s["step"], s["problem"]) for s in found["states"]] == [(8, None), (4, None)]
     size = sum(path.stat().st_size for path in state(run, 8).iterdir())
-    assert found["states"][0]["bytes"] == size
+    assert states(found)[0]["bytes"] == size
+    names = ["config.json", "metrics.jsonl", "checkpoints/step-00000008",
+             "checkpoints/step-00000004", "best/", "last/"]  # fmt: skip
+    assert list(found["parts"]) == names and len(text.splitlines()) == len(names) + 6
     assert (found["step"], found["steps"], found["finished"]) == (8, 8, True)
     assert found["problems"] == [] and found["in_use_by"] is None
-    assert all(bundle["found"] and not bundle["problem"] for bundle in found["bundles"].values())
+    assert all(row(text, name).endswith("  whole") for name in names[2:])
 
 
 def test_it_stays_finished_where_its_states_were_deleted(run, doctor):
@@ -157,11 +164,11 @@ def test_the_command_to_resume_names_this_run(unfinished, doctor, command, proce
     [
         (lambda run: flip(shard(run, 8)), "shard-00000.safetensors: damaged: its SHA-256 is"),
         (lambda run: os.truncate(shard(run, 8), 99), "shard-00000.safetensors: damaged: 99 bytes"),
-        (lambda run: shard(run, 8).unlink(), "shard-00000.safetensors: No such file"),
+        (lambda run: shard(run, 8).unlink(), "shard-00000.safetensors: missing"),
         (lambda run: (state(run, 8) / "manifest.json").unlink(), "manifest.json: missing"),
         (lambda run: flip(state(run, 8) / "manifest.json", 30), "manifest.json: "),
         (lambda run: (state(run, 8) / "manifest.json").write_text("[" * 10**5), "manifest.json: "),
-        (lambda run: (state(run, 8) / ".DS_Store").touch(), "this state; move it out"),
+        (lambda run: (state(run, 8) / "a.safetensors").touch(), "does not belong to this state"),
         (lambda run: reseal(run, 8, step=7), "is the state of step 7"),
     ],
 )
@@ -170,7 +177,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_resumed(run, doctor, 
     shutil.rmtree(run / "last")
     code, text, _, found = doctor(run)
     assert code == 0
-    assert said in found["states"][0]["problem"]
+    assert said in states(found)[0]["problem"]
     assert said in row(text, "checkpoints/step-00000008")
     assert "whole (resumed from here)" in row(text, "checkpoints/step-00000004")
     assert (found["step"], found["resume_from"]) == (4, "checkpoints/step-00000004")
@@ -200,16 +207,21 @@ def test_a_whole_bundle_of_a_run_that_cannot_be_resumed_is_of_use(run, doctor):
 def test_a_state_of_a_newer_version_is_no_damage_but_needs_that_version(unfinished, doctor):
     reseal(unfinished, 4, format_version=2)
     code, text, errors, found = doctor(unfinished)
-    assert code == 1 and "install the newer vitkit" in errors
-    assert found["states"][0]["other_version"]
+    assert code == 1 and "resume the run with the version that wrote it" in errors
+    assert states(found)[0]["other_version"]
     assert "damaged" not in row(text, "checkpoints/step-00000004")
+
+
+def test_what_a_file_manager_leaves_in_a_state_is_no_damage(run, doctor):
+    (state(run, 8) / ".DS_Store").touch()
+    assert doctor(run)[3]["problems"] == []
 
 
 def test_a_newer_state_above_a_whole_one_is_not_passed_over(run, doctor):
     """As by `--resume`, which would throw away what the newer version has done."""
     reseal(run, 8, format_version=2)
     code, _, errors, found = doctor(run)
-    assert code == 1 and "install the newer vitkit" in errors
+    assert code == 1 and "resume the run with the version that wrote it" in errors
     assert found["resume_from"] is None
 
 
@@ -232,7 +244,7 @@ def test_without_a_readable_config_nothing_can_be_resumed(unfinished, doctor, co
     assert code == 1
     assert said in row(text, "config.json") and said in errors
     assert "copy it from a backup" in errors
-    assert found["steps"] is None and found["states"][0]["problem"] is None
+    assert found["steps"] is None and states(found)[0]["problem"] is None
 
 
 def test_a_config_with_a_value_of_another_type_is_malformed(unfinished, doctor):
@@ -249,7 +261,8 @@ def test_a_damaged_best_leaves_last(run, doctor):
     flip(run / "best" / "model.safetensors")
     code, text, _, found = doctor(run)
     assert code == 0 and found["finished"]
-    assert "its SHA-256 is" in found["bundles"]["best"]["problem"]
+    assert "its SHA-256 is" in found["parts"]["best/"]["problem"]
+    assert "last/ can be used instead" in row(text, "best/") and "best/ is damaged" in text
     assert text.splitlines()[-1] == f"Next: vitkit evaluate {run}/last DATA"
 
 
@@ -262,12 +275,17 @@ def test_a_damaged_last_is_written_again_by_a_resume(run, doctor):
     assert text.splitlines()[-1].endswith(f"--resume {run}")
 
 
-def test_what_a_run_would_not_replace_is_to_be_moved_away(unfinished, doctor):
-    (unfinished / "best" / "config.json").write_text("{")
+@pytest.mark.parametrize("damage", ["{", None])
+def test_a_damaged_bundle_is_in_no_ones_way(unfinished, doctor, damage):
+    """A resume sets aside what is no bundle any more, and writes over one that is."""
+    if damage:
+        (unfinished / "best" / "config.json").write_text(damage)
+    else:
+        flip(unfinished / "best" / "model.safetensors")
     code, text, _, _ = doctor(unfinished)
-    assert code == 0
-    assert "move it away" in row(text, "best/")
-    assert "from step 4 of 8, once best/ is moved away" in text
+    assert code == 0 and "Can be resumed: it goes on from step 4 of 8.\n" in text
+    told = "set aside or kept at the next resume, and written again when an evaluation is the best"
+    assert told in row(text, "best/")
 
 
 # What killed processes leave
@@ -280,28 +298,28 @@ def test_a_half_written_line_is_no_problem_and_bad_ones_are(unfinished, doctor):
         file.write(b'{"step": 5, "kin')
     code, text, _, found = doctor(unfinished)
     assert code == 0 and found["problems"] == []
-    assert found["metrics"] == {"lines": lines, "bad": 0, "half": True}
-    assert "which the next resume cuts off" in row(text, "metrics.jsonl")
+    then = ", then a half-written one, which the next resume cuts off"
+    assert row(text, "metrics.jsonl").endswith(f"lines in all: {lines}{then}")
     with path.open("ab") as file:
         file.write(b"\n\xff\x00\n" + b"[" * 100_000 + b"\n")
     code, text, _, found = doctor(unfinished)
     assert code == 0 and len(found["problems"]) == 1
-    assert found["metrics"] == {"lines": lines + 3, "bad": 3, "half": False}
+    assert row(text, "metrics.jsonl").endswith(f"drawn: 3; lines in all: {lines + 3}")
 
 
 def test_leftovers_and_states_that_were_set_aside_are_counted(unfinished, doctor):
     checkpoints = unfinished / "checkpoints"
     for name in (".step-00000008.12345678.tmp", "damaged-step-00000008"):
         shutil.copytree(state(unfinished, 4), checkpoints / name)
-    for name in (".best.12345678.tmp", ".last.12345678.old"):
+    for name in (".best.12345678.tmp", ".last.12345678.old", "damaged-best", "damaged-last"):
         (unfinished / name).mkdir()
     code, text, _, found = doctor(unfinished)
-    assert code == 0
-    size = found["states"][0]["bytes"]
-    assert found["leftovers"] == {"count": 3, "bytes": size}
-    assert found["set_aside"] == {"count": 1, "bytes": size}
-    assert "removed at the next resume" in row(text, "3 left half-written")
-    assert "may be deleted" in row(text, "1 set aside")
+    assert code == 0 and found["problems"] == []
+    size = states(found)[0]["bytes"]
+    left, aside = "left half-written", "set aside as damaged"
+    assert found["parts"][left]["bytes"] == found["parts"][aside]["bytes"] == size
+    assert "folders: 3; removed or put back at the next resume" in row(text, left)
+    assert "folders: 3; named damaged-*; may be deleted" in row(text, aside)
 
 
 def test_a_run_that_is_in_use_needs_nothing(unfinished, doctor):
@@ -353,7 +371,7 @@ def test_a_hostile_manifest_is_damage(run, doctor, changes):
     shutil.rmtree(run / "last")
     code, _, _, found = doctor(run)
     assert code == 0
-    assert found["states"][0]["problem"] and found["resume_from"] == "checkpoints/step-00000004"
+    assert states(found)[0]["problem"] and found["resume_from"] == "checkpoints/step-00000004"
 
 
 def test_pipes_and_links_that_lead_nowhere_do_not_stop_it(run, doctor):
@@ -366,14 +384,21 @@ def test_pipes_and_links_that_lead_nowhere_do_not_stop_it(run, doctor):
     (state(run, 4) / "manifest.json").symlink_to("/dev/zero")
     code, _, _, found = doctor(run)
     assert code == 1
-    assert [s["problem"] for s in found["states"]] == [
-        "progress.json: not a regular file", "manifest.json: missing",
+    assert [s["problem"] for s in states(found)] == [
+        "progress.json: missing", "manifest.json: not a regular file",
     ]  # fmt: skip
-    assert found["bundles"]["best"]["problem"]
+    assert found["parts"]["best/"]["problem"]
+
+
+def test_a_pipe_in_place_of_a_manifest_does_not_stop_it(run, doctor):
+    (state(run, 8) / "manifest.json").unlink()
+    os.mkfifo(state(run, 8) / "manifest.json")
+    _, _, _, found = doctor(run)
+    assert states(found)[0]["problem"] == "manifest.json: not a regular file"
 
 
 def test_names_do_not_command_the_terminal(run, doctor):
-    (state(run, 8) / "\x1b[2J\nvitkit: all is well").touch()
+    (state(run, 8) / "\x1b[2J\nvitkit: all is well.safetensors").touch()
     edit(run / "config.json", command=["vitkit", "pretrain", "\x1b[2J"])
     shutil.rmtree(run / "last")
     code, text, _, found = doctor(run)

@@ -148,9 +148,7 @@ def apply(net: nn.Module, engine: Engine) -> nn.Module:
     net.to(engine.device)
     if engine.sharding == "ddp":
         place = [engine.device.index] if engine.device.index is not None else None
-        return DistributedDataParallel(
-            net, device_ids=place, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        return DistributedDataParallel(net, device_ids=place, gradient_as_bucket_view=True)
     return net
 
 

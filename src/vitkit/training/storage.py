@@ -190,11 +190,13 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     another version, which is no damage.
     """
     path = folder / MANIFEST
+    if not path.is_file():  # a pipe would keep us waiting
+        return f"{path}: missing"
     try:
         manifest = read_json(path)
         sealed = manifest.pop("sha256", None) == seal(manifest)
     except (CheckpointError, RecursionError) as error:
-        return f"{path}: missing or damaged ({str(error).removeprefix(f'{path}: ')})"
+        return f"{path}: damaged ({str(error).removeprefix(f'{path}: ')})"
     if not sealed:
         return f"{path}: damaged, its content is not what its SHA-256 says"
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -202,11 +204,13 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
             f"{folder}: is a state of format {manifest.get('format_version')}; this version of "
             f"vitkit reads {FORMAT_VERSION}; resume the run with the version that wrote it"
         )
-    files = manifest.get("files")
-    if not fits(files, dict[str, dict]) or any(Path(name).name != name for name in files):
-        return f"{path}: names no files of its folder"
-    if folder.name != f"step-{manifest.get('step'):08}":
-        return f"{folder}: is the state of step {manifest.get('step')}"
+    files, step = manifest.get("files"), manifest.get("step")
+    if not isinstance(files, dict) or not fits(list(files.values()), list[dict]):
+        return f"{path}: names no files"
+    if any(Path(name).name != name for name in files):
+        return f"{path}: names files outside its folder"
+    if not fits(step, int) or folder.name != f"step-{step:08d}":
+        return f"{folder}: is the state of step {step}"
     for shard in sorted(folder.glob("*.safetensors")):
         if shard.name not in files:
             return f"{shard}: does not belong to this state"
@@ -216,7 +220,7 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 def wrong_with(path: Path, expected: dict[str, Any]) -> str | None:
     try:
-        if not path.is_file():  # a pipe would keep us waiting
+        if not path.is_file():
             return f"{path}: missing"
         found = path.stat().st_size
         if found != expected.get("bytes"):

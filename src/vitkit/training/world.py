@@ -210,7 +210,9 @@ def start(work: Callable[[Any], int], argument: Any, processes: int) -> int:
         return 1
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A scheduler's second SIGTERM must not change the exit code of what has ended well.
+            late = number in received and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if late else handler)
     return 0
 
 

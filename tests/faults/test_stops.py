@@ -1,0 +1,163 @@
+"""SIGTERM, once or twice, whenever it comes; processes and loaders that die or hang."""
+
+import random
+import re
+import signal
+import time
+
+import pytest
+from runs import SLOWLY, STEPS, Run, check_same_run, records, steps_saved
+
+pytestmark = pytest.mark.faults
+
+LIMIT = 10.0  # seconds from the signal to the end of all, the state saved
+WHEN = {
+    "training": {},
+    "an evaluation": {"slow_evaluation": 2.0},  # of two batches in each process
+    "a save": {"slow_save": 1.5},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("undisturbed") / "run", fault=SLOWLY).done().out
+
+
+def stop(out, whom, when, twice, delay, fault=None, torchrun=False):
+    """Send SIGTERM -> the seconds until all had ended; the last step is saved."""
+    run = Run(out, fault={**SLOWLY, **WHEN[when], **(fault or {})}, torchrun=torchrun).training()
+    if when == "an evaluation":
+        until_step(run, 20)
+    time.sleep(delay)
+    began = time.monotonic()
+    run.signal(whom, signal.SIGTERM)
+    if twice:
+        time.sleep(0.3)
+        run.signal(whom, signal.SIGTERM)
+    code = run.ended(60)
+    taken = time.monotonic() - began
+    assert code in (143, -15) or (torchrun and code), run.words()  # -15: by the second, at the end
+    assert taken <= LIMIT, f"{taken:.1f} seconds"
+    done = max((r["step"] for r in records(out, "train")), default=0)
+    assert steps_saved(out)[:1] == [done], "steps are lost"
+    return taken
+
+
+def until_step(run, step):
+    while not any(r["step"] == step for r in records(run.out, "train")):
+        assert run.process.poll() is None, run.words()
+        time.sleep(0.02)
+
+
+CASES = [
+    ("everyone", "training", True),
+    ("launcher", "an evaluation", False),
+    (1, "a save", False),
+    ("all", "an evaluation", True),
+    (0, "training", False),
+    ("launcher", "a save", True),
+]
+
+
+def test_sigterm_saves_the_last_step_and_ends_all_within_seconds(
+    tmp_path, undisturbed, rounds, long, table
+):
+    longest, number_of = 0.0, max(1, rounds * 2 // 5) if long else 3
+    for number in range(number_of):
+        whom, when, twice = CASES[number % len(CASES)]
+        draws, out = random.Random(number), tmp_path / f"{number}"
+        torchrun = long and number % 5 == 4
+        taken = stop(out, whom, when, twice, draws.uniform(0, 1), torchrun=torchrun)
+        longest = max(longest, taken)
+        if long or number == 1:
+            Run(out, fault=SLOWLY, resume=True).done()
+            check_same_run(out, undisturbed)
+    table(
+        "SIGTERM, once or twice, to one, all or the launcher, in training, evaluation and saves",
+        number_of, f"0 steps lost, ended within {longest:.1f} s, then 0 differing bits",
+    )  # fmt: skip
+
+
+def test_a_run_that_does_not_listen_to_sigterm_is_found_out(tmp_path):
+    with pytest.raises(AssertionError):
+        stop(tmp_path / "run", "everyone", "training", False, 0.5, fault={"without": "signals"})
+
+
+ENDED = 30.0  # seconds from a death or a hang to the end of all processes
+
+
+def disturb(out, how, rank, batch=30, torchrun=False, fault=None):
+    """A process dies or hangs -> the seconds until all had ended, each with its stacks."""
+    hangs = {"hang": True, "how": how, "rank": rank, "batch": batch} if how != "dead" else {}
+    run = Run(out, fault={**SLOWLY, **hangs, **(fault or {})}, torchrun=torchrun).training()
+    if how == "dead":
+        until_step(run, batch)
+        run.signal(rank)
+    else:
+        until_step(run, batch - 1)
+    began = time.monotonic()
+    code = run.ended(ENDED)
+    taken = time.monotonic() - began
+    assert code != 0
+    if how != "dead":
+        assert len(re.findall("sign of life|have not answered", run.words())) >= 1, run.words()
+        assert 'loop.py", line' in run.words(), "no stacks"
+    return taken
+
+
+HOWS = ["stopped", "dead", "holding the GIL"]
+
+
+def test_when_a_process_dies_or_stops_all_end_within_thirty_seconds(
+    tmp_path, undisturbed, rounds, long, table
+):
+    longest, number_of = 0.0, max(1, rounds * 3 // 5) if long else 2
+    for number in range(number_of):
+        out = tmp_path / f"{number}"
+        how, draws = HOWS[number % 3], random.Random(number)
+        taken = disturb(out, how, draws.choice([0, 1]), batch=draws.randint(10, 40))
+        longest = max(longest, taken)
+        if number in (0, 9, 19):
+            Run(out, fault=SLOWLY, resume=True).done()
+            check_same_run(out, undisturbed)
+    table("a process dies, is stopped or holds the GIL", number_of,
+          f"all ended within {longest:.1f} s, with stacks where one hung")  # fmt: skip
+
+
+def test_a_run_whose_processes_do_not_look_after_each_other_is_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="not ended"):
+        disturb(tmp_path / "run", "stopped", 1, fault={"without": "heartbeats"})
+
+
+def loader(out, how, patience="4", fault=None):
+    fault = {"loader": True, "how": how, "image": 300, **(fault or {})}
+    began = time.monotonic()
+    run = Run(out, "--patience", patience, fault=fault, processes=1)
+    code = run.ended(ENDED)
+    assert code == 1, run.words()
+    return run, time.monotonic() - began
+
+
+def test_a_loader_that_hangs_ends_the_run_with_its_stacks(tmp_path, rounds, table):
+    for number in range(max(1, rounds // 5)):
+        run, _ = loader(tmp_path / f"{number}", "hangs")
+        assert "no step and no evaluated batch in 4 seconds" in run.words()
+        assert 'driver.py", line' in run.words()  # where it hangs
+        assert steps_saved(run.out)
+    table("a loader hangs, patience 4 seconds", max(1, rounds // 5), "ended with stacks")
+
+
+def test_a_loader_that_dies_ends_the_run_with_its_words(tmp_path, rounds, table):
+    for number in range(max(1, rounds // 5)):
+        run, _ = loader(tmp_path / f"{number}", "dies")
+        assert "the loader died" in run.words()
+    table("a loader dies", max(1, rounds // 5), "ended with its words")
+
+
+def test_a_run_with_endless_patience_is_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="not ended"):
+        loader(tmp_path / "run", "hangs", patience="0")
+
+
+def test_the_end_of_a_run_is_not_disturbed(undisturbed):
+    assert [r["step"] for r in records(undisturbed, "train")] == list(range(1, STEPS + 1))
