@@ -60,6 +60,20 @@ def test_killed_five_times_in_an_epoch_it_goes_on_to_the_same_bits(
     table(f"{kills} kills in one epoch", chains, "0 differing bits")
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_three_processes_go_on_to_the_same_bits(sharding, tmp_path, long, table):
+    """Sums of three are rounded by their order, which must be the same after a resume."""
+    if not long and sharding == "fsdp":
+        pytest.skip("in the long version")
+    words = ["--batch-size", "15", "--sharding", sharding]
+    reference = Run(tmp_path / "reference", *words, processes=3).done().out
+    stopped = {"stop": True, "batch": 23, "rank": 0}
+    assert Run(tmp_path / "run", *words, processes=3, fault=stopped).ended() == 143
+    Run(tmp_path / "run", *words, processes=3, resume=True).done()
+    check_same_run(tmp_path / "run", reference)
+    table(f"3 processes with {sharding}, SIGTERM", 1, "0 differing bits")
+
+
 def test_a_run_that_loses_its_place_in_the_data_is_found_out(tmp_path, undisturbed):
     with pytest.raises(AssertionError, match="differ"):
         kill_and_resume(

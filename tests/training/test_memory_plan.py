@@ -122,7 +122,8 @@ def test_the_plan_is_within_a_tenth_of_what_steps_take(name):
         pytest.skip("torch.compile needs a compiler")
     taken = measured(case)
     assert taken > 200 * 2**20, "large enough to tell"
-    assert planned(case).total == pytest.approx(taken, rel=0.1)
+    plan = planned(case)
+    assert plan.total - plan.saving == pytest.approx(taken, rel=0.1)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])

@@ -28,12 +28,13 @@ def test_the_numbers_are_those_of_a_hand_calculation():
     for row in found["memory"]:
         assert (row["weights"], row["gradients"], row["average"]) == (weights,) * 3
         assert row["optimizer"] == 2 * weights
-        parts = ("weights", "gradients", "optimizer", "average", "activations")
+        assert row["saving"] == 4 * weights
+        parts = ("weights", "gradients", "optimizer", "average", "activations", "saving")
         assert row["total"] == sum(row[part] for part in parts)
     activations = [row["activations"] for row in found["memory"]]
     assert activations == sorted(activations, reverse=True) and len(activations) == 3
     # two states of weights, two moments and an average, and two bundles
-    assert found["disk_checkpoints"] == weights * (2 * 4 + 2)
+    assert found["disk_checkpoints"] == weights * (3 * 4 + 2)
     assert found["seconds"] is None
 
 

@@ -55,7 +55,7 @@ def clock(seconds: float) -> str:
 
 def print_memory(found: dict[str, Any]) -> None:
     """The planned memory of a process by part, a row for each checkpointing and sharding."""
-    parts = ("weights", "gradients", "optimizer", "average", "activations", "total")
+    parts = ("weights", "gradients", "optimizer", "average", "activations", "saving", "total")
 
     def fits(row: dict[str, Any]) -> str:
         return "" if row["fits"] is None else "fits" if row["fits"] else "does not fit"
@@ -68,7 +68,7 @@ def print_memory(found: dict[str, Any]) -> None:
              *(size(row[part]) for part in parts), fits(row))
             for row in found["memory"]
         ],
-        right=(1, 2, 3, 4, 5, 6),
+        right=tuple(range(1, len(parts) + 1)),
     )  # fmt: skip
     if found["device"] == "cpu":
         print("on top come the libraries, about 1 GiB, and the loaded images, up to 0.3 GiB")

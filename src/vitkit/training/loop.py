@@ -23,6 +23,7 @@ from vitkit.training.parallel import (
     Engine,
     apply,
     batch_norm_buffers,
+    buckets_change,
     parts_of_a_step,
     settle_buffers,
     whole,
@@ -132,6 +133,7 @@ class Training:
         self.saver, self.stop, self.patience = saver, stop, patience
         self.rate = learning_rates(setup)
         self.meter = Meter(setup.config.batch_size)
+        self.settled = not buckets_change(state.forward)
         self.failed_saves = 0
         self.saved_at, self.saved_when = state.step, time.perf_counter()
 
@@ -164,10 +166,11 @@ class Training:
                     raise Interrupted(stopped, folder_of(self.saver.checkpoints, state.step))
                 if ended:
                     return
-                learning_rate = self.rate(state.step)
-                loss, norm = train_step(
-                    self.setup, state, next(batches), learning_rate, self.log.say
-                )
+                learning_rate, batch = self.rate(state.step), next(batches)
+                if not self.settled:
+                    settle(self.setup, state, batch)
+                    self.settled = True
+                loss, norm = train_step(self.setup, state, batch, learning_rate, self.log.say)
                 self.meter.add(loss, norm)
                 state.step += 1
                 state.position += 1
@@ -334,7 +337,7 @@ def train_step(
     state.net.train()
     buffers = batch_norm_buffers(state.net)
     before = [buffer.clone() for buffer in buffers]
-    batch = Batch(batch.images.to(setup.engine.device), batch.labels.to(setup.engine.device))
+    batch = placed(batch, setup.engine.device)
     loss = gradients(setup, state, batch)
     while loss is None:
         halve_parts(setup, state, len(batch.labels), say)
@@ -351,6 +354,21 @@ def train_step(
         optimizer.step()
     state.update_average(config.polyak)
     return loss, norm
+
+
+def settle(setup: Setup, state: TrainState, batch: Batch) -> None:
+    """Let DDP order its buckets, which it does after the first backward pass, before a step counts.
+
+    From three processes on sums are rounded by their place in a bucket: without this the first
+    step after a resume would not have the bits of the same step in a run that was never stopped.
+    """
+    buffers = batch_norm_buffers(state.net)
+    before = [buffer.clone() for buffer in buffers]
+    state.net.train()
+    gradients(setup, state, placed(batch, setup.engine.device))
+    state.optimizer.zero_grad()
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(old)
 
 
 def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
@@ -377,6 +395,10 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
         # Outside this block the error, and with it the activations it refers to, is gone.
         total = None
     return total
+
+
+def placed(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.images.to(device), batch.labels.to(device))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -38,7 +38,8 @@ GUESSES = 8  # at the largest batch
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process has allocated at the peak of a step, from the second step on."""
+    """Bytes that one process has allocated at the peak of a step, from the second step on, while a
+    state is being saved."""
 
     weights: int
     gradients: int
@@ -47,10 +48,13 @@ class Memory:
     activations: int
     """The rest of the peak. Without sharding the peak is reached before the gradients are there,
     which then take the place of activations: this is what the activations need beyond that."""
+    saving: int = 0
+    """On a CPU, the copy of weights, optimizer and average that is being written meanwhile."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+        step = self.weights + self.gradients + self.optimizer + self.average + self.activations
+        return step + self.saving
 
 
 def memory(
@@ -90,10 +94,10 @@ def memory(
     gradients = trained // over
     # DDP's buckets, which the gradients are views of, are there all the time.
     rest = beyond if sharding == "ddp" else max(0, beyond - gradients)
-    return Memory(
-        trained // over + fixed, gradients, moments * trained // over,
-        trained // over if config.polyak else 0, rest,
-    )  # fmt: skip
+    kept = (trained // over + fixed, moments * trained // over,
+            trained // over if config.polyak else 0)  # fmt: skip
+    saving = sum(kept) if torch.device(device).type == "cpu" else 0
+    return Memory(kept[0], gradients, *kept[1:], rest, saving)
 
 
 def largest_batch(limit: int, net: NetConfig, config: TrainConfig, *, batch: int = 16,

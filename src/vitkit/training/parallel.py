@@ -207,6 +207,11 @@ def reshard(net: nn.Module) -> None:
             module.reshard()
 
 
+def buckets_change(forward: nn.Module) -> bool:
+    """Whether DDP is going to order gradients anew, in as many processes that it is of account."""
+    return isinstance(forward, DistributedDataParallel) and dist.get_world_size() > 2
+
+
 def batch_norm_buffers(net: nn.Module) -> list[Tensor]:
     """The running statistics of batch norms, which a forward pass changes."""
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

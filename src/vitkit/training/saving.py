@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
+from vitkit.training.config import TrainConfig
+from vitkit.training.memory import FLOAT32
 from vitkit.training.state import TrainState
 from vitkit.training.storage import (
     StateError,
@@ -90,6 +92,12 @@ class Saver:
             self.problem = error
         except Exception as error:  # told at the next `begin` or `finish`, not lost in a thread
             self.problem = StateError(f"{folder}: cannot be written: {error}")
+
+
+def state_bytes(parameters: int, config: TrainConfig) -> int:
+    """The size of one saved state: weights, the optimizer's moments, the Polyak average."""
+    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
+    return FLOAT32 * parameters * (1 + moments + bool(config.polyak))
 
 
 def save_state(checkpoints: Path, state: TrainState) -> Path:

@@ -18,14 +18,14 @@ from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
 from vitkit.training.config import EngineConfig, TrainConfig
 from vitkit.training.fitting import KINDS, SPARE, advice, free_memory
 from vitkit.training.loop import Setup, fresh_state, seconds_of_a_step
-from vitkit.training.memory import Memory, largest_batch, memory
+from vitkit.training.memory import FLOAT32, Memory, largest_batch, memory
 from vitkit.training.parallel import Engine, choose_compile, shardings
 from vitkit.training.precision import Precision, choose_device, computing_threads
+from vitkit.training.saving import KEPT, state_bytes
 from vitkit.training.world import World
 from vitkit.workflows.run import check_shares, choose_computing, fixed_steps
 
-BUNDLES, STATES = 2, 2  # best/ and last/, and the resumable states that a run keeps
-STATE_COPIES = {"adamw": 3, "sgd": 2}  # of the weights in a state, the weights included
+BUNDLES = 2  # best/ and last/
 
 
 def plan(
@@ -226,10 +226,9 @@ def largest(
 
 
 def disk(net: NetConfig, config: TrainConfig) -> int:
-    """Bytes of a run's states and bundles."""
-    weights = 4 * cost.parameters(net)
-    copies = STATE_COPIES[config.optimizer.name] + (1 if config.polyak else 0)
-    return weights * (STATES * copies + BUNDLES)
+    """Bytes of a run's states, one that is being written among them, and bundles."""
+    parameters = cost.parameters(net)
+    return (KEPT + 1) * state_bytes(parameters, config) + BUNDLES * FLOAT32 * parameters
 
 
 def size_of(data: tuple[str, ...]) -> int | None:

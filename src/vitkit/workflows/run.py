@@ -34,7 +34,7 @@ from vitkit.training.precision import (
     choose_threads,
     computing_threads,
 )
-from vitkit.training.saving import load_state
+from vitkit.training.saving import load_state, state_bytes
 from vitkit.training.state import TrainState
 from vitkit.training.world import (
     World,
@@ -96,9 +96,10 @@ def train_run(
     with joined(place):
         choose = partial(choose_engine, net=meta, images=len(task.train), device=place, world=world)
         engine = together(lambda: choose(config))
-        opened: Opened = from_main(lambda: open_run(
-            kind, task, config, parent, out or f"runs/{kind}", resume, state_bytes(meta, config),
-        ))  # fmt: skip
+        size = state_bytes(cost.parameters(net_config), config)
+        opened: Opened = from_main(
+            lambda: open_run(kind, task, config, parent, out or f"runs/{kind}", resume, size)
+        )
         try:
             folder, recorded = opened.folder, opened.recorded
             if recorded:
@@ -143,13 +144,6 @@ def length(
     assert config.minutes is not None  # fixed_steps gives None only where minutes decide
     left = config.minutes * 60 - (time.perf_counter() - began)
     return steps_in(left, setup, state.net, state.forward, stream, len(task.val))
-
-
-def state_bytes(net: Net, config: TrainConfig) -> int:
-    """The size of one saved state: weights, the optimizer's moments, the Polyak average."""
-    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
-    tensors = 1 + moments + bool(config.polyak)
-    return tensors * sum(p.numel() * p.element_size() for p in net.parameters())
 
 
 def train_into(
