@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 from vitkit.training.config import TrainConfig
-from vitkit.training.memory import FLOAT32
 from vitkit.training.state import TrainState
 from vitkit.training.storage import (
     StateError,
@@ -29,6 +28,7 @@ from vitkit.training.storage import (
 )
 from vitkit.training.world import rank_and_size, together
 
+FLOAT32 = 4  # bytes
 KEPT = 2  # states kept in a run directory
 NICE = 10  # how much the writing thread gives way to training
 
