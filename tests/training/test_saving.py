@@ -1,15 +1,32 @@
 """Resumable states: whole or absent, verified, kept by twos."""
 
+import json
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitkit.models.variants import build
+from vitkit.training import storage
 from vitkit.training.config import TrainConfig
 from vitkit.training.loop import fresh_state
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
-from vitkit.training.saving import load_state, newest_state, save_state, set_aside
-from vitkit.training.storage import MANIFEST, StateError
+from vitkit.training.saving import (
+    Saver,
+    load_state,
+    newest_state,
+    rotate,
+    save_state,
+    set_aside,
+    states_in,
+)
+from vitkit.training.storage import MANIFEST, StateError, problem_with, seal, write_state
 
 ENGINE = Engine(torch.device("cpu"), Precision("fp32", "for a test"), threads=1)
 
@@ -91,3 +108,90 @@ def test_a_state_of_another_net_is_refused(tmp_path):
 def test_half_written_folders_are_not_states(tmp_path):
     (tmp_path / ".step-00000010.abc.tmp").mkdir()
     assert newest_state(tmp_path) == (None, [])
+
+
+OPERATIONS = st.lists(
+    st.sampled_from(["save", "damage newest", "damage older", "half a state", "stuck"]),
+    min_size=1, max_size=8,
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(OPERATIONS)
+def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
+    """`stuck` is an old state that cannot be removed at the next save."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints, step, stuck = Path(folder), 0, False
+        for operation in operations:
+            whole = [f for f in states_in(checkpoints) if problem_with(f) is None]
+            if operation == "save":
+                step += 1
+                fresh = checkpoints / f"step-{step:08d}"
+                write_state(fresh, {"a": torch.ones(3)}, {"a"}, {"step": step})
+                with monkeypatched(stuck):
+                    rotate(checkpoints, fresh)
+                stuck = False
+                left = [f for f in states_in(checkpoints) if problem_with(f) is None]
+                assert left[:2] == [fresh, *whole][:2]
+            elif operation == "half a state":
+                (checkpoints / f".step-{step + 1:08d}.abc.tmp").mkdir(exist_ok=True)
+                (checkpoints / f"step-{step + 1000:08d}").mkdir(exist_ok=True)
+            elif operation == "stuck":
+                stuck = True
+            elif whole:
+                state = whole[0 if operation == "damage newest" else -1]
+                (state / "shard-00000.safetensors").write_bytes(b"")
+
+
+@contextmanager
+def monkeypatched(stuck):
+    with pytest.MonkeyPatch.context() as patch:
+        if stuck:
+            patch.setattr(Path, "rename", lambda *given: (_ for _ in ()).throw(OSError("stuck")))
+        yield
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"{" * 10**5, b"\x00", b'{"sha256": 3}'])
+def test_a_manifest_of_anything_is_damage(tmp_path, content):
+    folder = save_state(tmp_path, trained_state())
+    (folder / MANIFEST).write_bytes(content)
+    assert "manifest.json: damaged" in problem_with(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"files": None}, "names no files"),
+        ({"files": {"../../secret": {}}}, "outside its folder"),
+        ({"files": {"shard-00000.safetensors": 3}}, "names no files"),
+        ({"step": "3"}, "is the state of step 3"),
+        ({"step": 4}, "is the state of step 4"),
+        ({"files": {"absent": {"bytes": 1}}}, "does not belong to this state"),
+    ],
+)
+def test_a_sealed_manifest_may_lie(tmp_path, change, problem):
+    folder = save_state(tmp_path, trained_state())
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["sha256"]
+    manifest |= change
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": seal(manifest)}))
+    assert problem in problem_with(folder)
+
+
+def test_a_state_is_saved_while_the_weights_go_on(tmp_path, monkeypatch):
+    """What is written is what was there when the save began."""
+    go_on = threading.Event()
+    original = storage.save_file
+    monkeypatch.setattr(storage, "save_file", lambda *a, **k: (go_on.wait(), original(*a, **k))[1])
+    state, saver = trained_state(), Saver(tmp_path)
+    expected = {name: tensor.clone() for name, tensor in everything(state).items()}
+    assert saver.begin(state) is None
+    with torch.no_grad():
+        for parameter in state.net.parameters():
+            parameter.add_(1)
+    go_on.set()
+    assert saver.finish() is None
+    fresh = trained_state(seed=1, steps=0)
+    load_state(tmp_path / "step-00000003", fresh)
+    found = everything(fresh)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

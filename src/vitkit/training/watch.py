@@ -7,6 +7,7 @@ as another process has exited.
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
@@ -82,7 +83,9 @@ class Heartbeats:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.next = store, rank, (rank + 1) % size
-        self.answered, self.ended, self.parent = Clock(), threading.Event(), os.getppid()
+        self.answered, self.ended = Clock(), threading.Event()
+        launched = multiprocessing.parent_process() or os.environ.get("TORCHELASTIC_RUN_ID")
+        self.launcher = os.getppid() if launched else None
 
     def __enter__(self) -> Heartbeats:
         for work in (self.beat, self.look):
@@ -123,6 +126,6 @@ class Heartbeats:
                 give_up(f"the processes of the run have not answered for {SILENCE:g} seconds")
 
     def mind_launcher(self) -> None:
-        if os.getppid() != self.parent:
-            self.parent = os.getppid()
+        if self.launcher is not None and os.getppid() != self.launcher:
+            self.launcher = None
             os.kill(os.getpid(), signal.SIGTERM)
