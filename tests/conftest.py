@@ -18,3 +18,9 @@ def rounds(request):
 def long(request):
     """Whether this is the long version."""
     return request.config.getoption("--rounds") is not None
+
+
+@pytest.fixture
+def long_only(long):
+    if not long:
+        pytest.skip("in the long version, --rounds N")

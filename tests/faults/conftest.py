@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import Run
 
 ROWS = []
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->\n", "<!-- faults: end -->\n"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The directory of a run that nothing happened to."""
+    return Run(tmp_path_factory.mktemp("undisturbed") / "run").done().out
 
 
 @pytest.fixture

@@ -20,11 +20,6 @@ from vitkit.training.storage import StateError
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return Run(tmp_path_factory.mktemp("undisturbed") / "run").done().out
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of 16 MB."""
@@ -60,11 +55,13 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     table("a full disk for two saves", number_of, "told; the run went on, 0 differing bits")
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_that_does_not_bear_a_failed_save_is_found_out(small_disk, undisturbed):
     with pytest.raises(AssertionError, match="No space left"):
         on_a_full_disk(small_disk, undisturbed, 22, 32, fault={"without": "tolerance"})
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_disk_that_stays_full_ends_the_run_which_goes_on_when_there_is_room(
     small_disk, undisturbed
 ):
@@ -180,6 +177,7 @@ def test_a_damaged_state_is_refused_by_name_and_the_one_before_is_used(
     table(f"a state damaged: {damage.__name__}", times, "refused by name, the one before used")
 
 
+@pytest.mark.usefixtures("long_only")
 def test_states_that_are_not_verified_are_found_out(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "problem_with", lambda *given: None)
     with pytest.raises(AssertionError):

@@ -17,11 +17,6 @@ STAGES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return Run(tmp_path_factory.mktemp("undisturbed") / "run", fault=SLOWLY).done().out
-
-
 def kill_and_resume(out, reference, whom, draws, kills=1, torchrun=False, fault=None):
     fault = {**SLOWLY, **(fault or {})}
     for number in range(kills):
@@ -37,6 +32,8 @@ def kill_and_resume(out, reference, whom, draws, kills=1, torchrun=False, fault=
 def test_killed_at_a_random_time_it_goes_on_to_the_same_bits(
     whom, tmp_path, undisturbed, rounds, long, table
 ):
+    if not long and whom in (0, "all"):
+        pytest.skip("in the long version, --rounds N")
     mine = max(1, round(rounds / 4)) if long else 1
     for number in range(mine):
         draws = random.Random(f"{whom} {number}")
@@ -49,10 +46,11 @@ def named(whom):
     return {"all": "all processes", "launcher": "the launcher"}.get(whom, f"process {whom}")
 
 
+@pytest.mark.usefixtures("long_only")
 def test_killed_five_times_in_an_epoch_it_goes_on_to_the_same_bits(
-    tmp_path, undisturbed, rounds, long, table
+    tmp_path, undisturbed, rounds, table
 ):
-    chains, kills = (max(1, rounds // 5), 5) if long else (1, 3)
+    chains, kills = max(1, rounds // 5), 5
     for number in range(chains):
         draws = random.Random(f"chain {number}")
         whom = draws.choice([0, 1, "all", "launcher"])
@@ -74,6 +72,7 @@ def test_three_processes_go_on_to_the_same_bits(sharding, tmp_path, long, table)
     table(f"3 processes with {sharding}, SIGTERM", 1, "0 differing bits")
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_that_loses_its_place_in_the_data_is_found_out(tmp_path, undisturbed):
     with pytest.raises(AssertionError, match="differ"):
         kill_and_resume(
@@ -113,6 +112,7 @@ def test_killed_in_a_stage_of_a_save_the_old_or_the_new_state_is_whole(
     table(f"kill -9 in a save, {stage}", len(saves), "the old or the new state, whole")
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_state_that_is_written_in_its_place_is_found_out(tmp_path):
     with pytest.raises(AssertionError, match="not whole"):
         kill_in_save(

@@ -54,12 +54,14 @@ def test_a_bad_number_in_one_process_is_skipped_by_all(tmp_path, rounds, long, t
           "the same step skipped by all, no state poisoned")  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_that_does_not_hold_back_is_found_out(tmp_path):
     fault = {"batch": 30, "value": "nan", "where": "loss", "rank": 1, "without": "hold"}
     with pytest.raises(AssertionError, match="poisoned"):
         spoil(tmp_path / "run", fault)
 
 
+@pytest.mark.usefixtures("long_only")
 def test_too_many_bad_numbers_end_the_run_with_the_weights_of_before(tmp_path):
     run = Run(tmp_path / "run", "--guard.skipped-steps", "0", "--log-every", "7",
               fault={"batch": 30, "value": "nan", "where": "loss", "rank": 1})  # fmt: skip
@@ -98,11 +100,13 @@ def test_a_loss_spike_takes_the_run_back_and_past_the_batches(tmp_path, rounds, 
           "taken back, the batches left out and logged, 0 differing bits")  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_that_does_not_look_for_spikes_is_found_out(tmp_path):
     with pytest.raises(AssertionError, match="0 rewinds"):
         spike(tmp_path / "a", tmp_path / "b", 40, "loss", "--guard.spike-factor", "0")
 
 
+@pytest.mark.usefixtures("long_only")
 def test_spikes_without_end_end_the_run(tmp_path):
     run = Run(tmp_path / "run", *SPIKY, "--guard.rewinds", "0", fault={"batch": 40, "of": "loss"})
     assert run.ended() == 1
@@ -133,11 +137,13 @@ def test_memory_that_does_not_suffice_halves_the_parts_of_the_same_batch(
           "the same batch in smaller parts")  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_that_does_not_halve_is_found_out(tmp_path):
     with pytest.raises(AssertionError):
         starve(tmp_path / "run", tmp_path, 30, fault={"without": "halving"})
 
 
+@pytest.mark.usefixtures("long_only")
 def test_memory_that_does_not_suffice_in_one_of_several_ends_all_with_the_remedy(tmp_path):
     run = Run(tmp_path / "run", fault={"oom": True, "batch": 30, "rank": 1})
     assert run.ended(30) != 0

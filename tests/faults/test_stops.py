@@ -18,11 +18,6 @@ WHEN = {
 }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return Run(tmp_path_factory.mktemp("undisturbed") / "run", fault=SLOWLY).done().out
-
-
 def stop(out, whom, when, twice, delay, fault=None, torchrun=False):
     """Send SIGTERM -> the seconds until all had ended; the last step is saved."""
     run = Run(out, fault={**SLOWLY, **WHEN[when], **(fault or {})}, torchrun=torchrun).training()
@@ -78,6 +73,7 @@ def test_sigterm_saves_the_last_step_and_ends_all_within_seconds(
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_that_does_not_listen_to_sigterm_is_found_out(tmp_path):
     with pytest.raises(AssertionError):
         stop(tmp_path / "run", "everyone", "training", False, 0.5, fault={"without": "signals"})
@@ -124,6 +120,7 @@ def test_when_a_process_dies_or_stops_all_end_within_thirty_seconds(
           f"all ended within {longest:.1f} s, with stacks where one hung")  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_whose_processes_do_not_look_after_each_other_is_found_out(tmp_path):
     with pytest.raises(AssertionError, match="not ended"):
         disturb(tmp_path / "run", "stopped", 1, fault={"without": "heartbeats"})
@@ -154,6 +151,7 @@ def test_a_loader_that_dies_ends_the_run_with_its_words(tmp_path, rounds, table)
     table("a loader dies", max(1, rounds // 5), "ended with its words")
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_run_with_endless_patience_is_found_out(tmp_path):
     with pytest.raises(AssertionError, match="not ended"):
         loader(tmp_path / "run", "hangs", patience="0")

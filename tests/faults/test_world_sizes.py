@@ -58,10 +58,12 @@ def test_two_one_and_two_processes_see_one_stream_and_agree_in_their_losses(
           "the same images; losses within 1e-6 over 20 steps")  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_only")
 def test_two_four_and_one_processes_agree(tmp_path, two):
     change(tmp_path / "run", two, [2, 4, 1], [20, 30])
 
 
+@pytest.mark.usefixtures("long_only")
 def test_a_stream_that_is_drawn_in_each_process_is_found_out(tmp_path, two):
     with pytest.raises(AssertionError, match="other images"):
         change(tmp_path / "run", two, [2, 1, 2], [20, 30], fault={"without": "order"})

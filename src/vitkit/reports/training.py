@@ -56,6 +56,7 @@ def write_report(run: Path) -> Path:
         figure=as_svg(figure),
         tables={
             "Best evaluation": {k: v for k, v in best.items() if k != "kind"},
+            **incidents(records),
             "Data": {k: v for k, v in data.items() if k != "class_names"}
             | {"classes": ", ".join(data["class_names"])},
             "Chosen on this machine": config["resolved"],
@@ -65,6 +66,21 @@ def write_report(run: Path) -> Path:
     )  # fmt: skip
     write_whole(run / "report.html", page)
     return run / "report.html"
+
+
+def incidents(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """A table of what went wrong and was seen to, where something did."""
+    rows = {}
+    for record in records:
+        if record["kind"] == "skipped":
+            rows[f"step {record['step']:,}"] = "the gradient was not finite; nothing was changed"
+        if record["kind"] == "rewind":
+            first, last = record["left_out"]
+            rows[f"step {record['spike_at']:,}"] = (
+                f"the loss shot up; back to step {record['step']:,}, without batches {first:,} to "
+                f"{last:,}"
+            )
+    return {"Incidents": rows} if rows else {}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
