@@ -21,28 +21,33 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture
-def table():
+def table(request):
     """Called at the end of a test that has held: what was done, how often, what came of it."""
     began = time.monotonic()
 
     def row(fault, rounds, outcome):
         ROWS.append((fault, rounds, outcome, time.monotonic() - began))
+        if request.config.getoption("--rounds"):
+            write(request.config.getoption("--rounds"), request.session.testsfailed)
 
     return row
 
 
-def pytest_sessionfinish(session, exitstatus):
-    """Only a whole long run that passed is written down."""
-    rounds = session.config.getoption("--rounds", None)
-    if not rounds or exitstatus or session.config.option.keyword:
-        return
+def write(rounds, failed):
+    """The page with the rows so far; a test that failed has none, and is told."""
     lines = [
         f"`pytest -m faults --rounds {rounds}`, {date.today()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} "
-        "cores:\n\n",
+        f"cores{f', {failed} tests FAILED' if failed else ''}:\n\n",
         "| fault | rounds, all passed | outcome | seconds |\n|---|---|---|---|\n",
         *(f"| {fault} | {n:,} | {outcome} | {s:,.0f} |\n" for fault, n, outcome, s in ROWS),
     ]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(before + BEGIN + "".join(lines) + END + after, encoding="utf-8")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    rounds = session.config.getoption("--rounds", None)
+    if rounds and ROWS:
+        write(rounds, session.testsfailed)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,24 +27,39 @@ SLOWLY = {"slow": 0.03}  # so that a random time falls into training, not into s
 
 
 class Run:
-    """A run in processes of its own; `--gpus 2` starts two of them, as does torchrun."""
+    """A run in processes of its own, started by `--gpus`, by torchrun, or, sooner, one by one."""
 
-    def __init__(self, out, *words, fault=None, processes=2, torchrun=False, resume=False) -> None:
+    def __init__(self, out, *words, fault=None, processes=2, launcher=None, resume=False) -> None:
         self.out, self.notes = Path(out), Path(f"{out}-notes")
         self.notes.mkdir(exist_ok=True)
         self.before = set(self.notes.iterdir())
-        command = [sys.executable, *(TORCHRUN if torchrun else []), str(DRIVER), *WORDS]
-        command += ["--out", str(out), *(["--resume", "auto"] if resume else []), *words]
-        if processes > 1 and not torchrun:
-            command += ["--gpus", str(processes)]
         self.said = self.notes.resolve().with_name(f"{self.notes.name}-said.txt")
-        with self.said.open("ab") as said:
-            self.process = subprocess.Popen(
-                command, stdout=said, stderr=said, stdin=subprocess.DEVNULL,
-                cwd=self.notes.parent, start_new_session=True,
-                env=os.environ | {"FAULT": json.dumps({"note": str(self.notes), **(fault or {})})},
-            )  # fmt: skip
         self.size = processes
+        words = [*WORDS, "--out", str(out), *(["--resume", "auto"] if resume else []), *words]
+        fault = {"note": str(self.notes), **(fault or {})}
+        if launcher == "torchrun":
+            self.processes = [self.start([*TORCHRUN, str(DRIVER), *words], fault)]
+        elif launcher == "gpus":
+            command = [str(DRIVER), *words, "--gpus", str(processes)]
+            self.processes = [self.start(command, fault)]
+        else:
+            port = str(free_port())
+            self.processes = [
+                self.start([str(DRIVER), *words], fault, {} if processes == 1 else {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                    "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                })
+                for rank in range(processes)
+            ]  # fmt: skip
+
+    def start(self, command, fault, more=None) -> subprocess.Popen:
+        with self.said.open("ab") as said:
+            return subprocess.Popen(
+                [sys.executable, *command], stdout=said, stderr=said, stdin=subprocess.DEVNULL,
+                cwd=self.notes.parent, start_new_session=True,
+                env=os.environ | {"FAULT": json.dumps(fault)} | (more or {}),
+            )  # fmt: skip
 
     def words(self) -> str:
         return self.said.read_text(errors="replace")
@@ -57,25 +73,25 @@ class Run:
         """Wait until all processes train."""
         until = time.monotonic() + seconds
         while len(self.ranks()) < self.size:
-            assert self.process.poll() is None, self.words()
+            assert all(p.poll() is None for p in self.processes), self.words()
             assert time.monotonic() < until, self.words()
             time.sleep(0.02)
         return self
 
     def signal(self, whom, number=signal.SIGKILL) -> None:
         """To a rank, "all" ranks, the "launcher", or "everyone" as a scheduler does."""
-        ranks = self.ranks()
-        everyone = [*ranks.values(), self.process.pid]
-        pids = {"all": ranks.values(), "launcher": [self.process.pid], "everyone": everyone}
+        ranks, launcher = self.ranks(), [process.pid for process in self.processes]
+        pids = {"all": ranks.values(), "launcher": launcher,
+                "everyone": {*ranks.values(), *launcher}}  # fmt: skip
         for pid in [ranks[whom]] if isinstance(whom, int) else pids[whom]:
             with suppress(ProcessLookupError):  # it had ended
                 os.kill(pid, number)
 
     def ended(self, seconds=120.0) -> int:
-        """Wait until the launcher and all ranks are gone -> the exit code."""
+        """Wait until the launcher and all ranks are gone -> the first exit code that is not 0."""
         until = time.monotonic() + seconds
         try:
-            code = self.process.wait(seconds)
+            codes = [p.wait(max(0.0, until - time.monotonic())) for p in self.processes]
             while any(alive(pid) for pid in self.ranks().values()):
                 assert time.monotonic() < until, f"ranks live on\n{self.words()}"
                 time.sleep(0.05)
@@ -83,19 +99,27 @@ class Run:
             raise AssertionError(f"not ended after {seconds} s\n{self.words()}") from None
         finally:
             self.kill()
-        return code
+        return next((code for code in codes if code), 0)
 
     def kill(self) -> None:
         for pid in self.ranks().values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def done(self, seconds=300.0) -> "Run":
-        assert self.ended(seconds) == 0, self.words()
+        code = self.ended(seconds)
+        assert code == 0, f"exit code {code}\n{self.words()}"
         return self
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def alive(pid: int) -> bool:

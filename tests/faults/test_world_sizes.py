@@ -50,7 +50,7 @@ def two(tmp_path_factory):
 def test_two_one_and_two_processes_see_one_stream_and_agree_in_their_losses(
     tmp_path, two, rounds, long, table
 ):
-    number_of = max(1, rounds * 2 // 5) if long else 1
+    number_of = max(1, rounds // 10) if long else 1
     for number in range(number_of):
         first = random.Random(number).randint(5, 35)
         change(tmp_path / f"{number}", two, [2, 1, 2], [first, first + 10])

@@ -71,8 +71,8 @@ class GuardConfig:
     skipped_steps: int = 10
     """A step whose gradient is not finite changes nothing; more than this many end the run."""
     spike_factor: float = 3.0
-    """A loss this many times the highest of the 100 before it (and above that of the first steps)
-    takes the run back to its newest state, and past the batches since; 0 never does."""
+    """A loss this many times the highest of the 100 before it (and above the first 20) takes the
+    run back to its newest state, and past the batches since; 0 never does."""
     rewinds: int = 3
     """Times that a loss spike may take the run back; the next one ends it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from vitkit.files import write_whole
 from vitkit.terminal import finite
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -44,6 +44,7 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+        self.write()
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -53,29 +54,43 @@ class RunLog:
         """A line for programs: step, kind ("train", "evaluation", ...) and the values."""
         if self.path is None:
             return
+        waiting = bool(self.unwritten)
         line = json.dumps(finite({"step": step, "kind": kind, **values})) + "\n"
-        said, self.unwritten = bool(self.unwritten), self.unwritten + line.encode()
+        self.unwritten += line.encode()
+        problem = self.write()
+        if problem is not None and not waiting:
+            self.say(f"{self.path}: cannot be written now: {problem.strerror}; kept for later")
+
+    def write(self) -> OSError | None:
+        """Write what is unwritten, as far as the disk takes it."""
+        if self.path is None or not self.unwritten:
+            return None
         try:
             with self.path.open("ab", buffering=0) as file:
-                written = file.write(self.unwritten)
-                self.unwritten = self.unwritten[written:]
+                while self.unwritten:
+                    self.unwritten = self.unwritten[file.write(self.unwritten) :]
         except OSError as error:
-            if not said:
-                self.say(f"{self.path}: cannot be written now: {error.strerror}; kept for later")
+            return error
+        return None
 
     def size(self) -> int:
         """Bytes of the lines so far, those that could not be written yet among them."""
-        if self.path is None or not self.path.exists():
-            return len(self.unwritten)
-        return self.path.stat().st_size + len(self.unwritten)
+        return len(self.unwritten) + self.written()
+
+    def written(self) -> int:
+        return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
 
     def cut_back(self, size: int) -> None:
-        """Drop what was written after a state in which the lines had this many bytes."""
-        self.unwritten = b""
-        if self.path is not None and self.path.exists():
-            kept = self.path.read_bytes()[:size]
-            # A machine that lost its power may have kept less, and half a line at the end.
-            write_whole(self.path, kept[: kept.rfind(b"\n") + 1])
+        """Drop what was recorded after a state in which the lines had this many bytes."""
+        written = self.written()
+        self.unwritten = self.unwritten[: max(0, size - written)]
+        if self.path is None or not written:
+            return
+        kept = self.path.read_bytes()[:size]
+        if not self.unwritten:  # a machine that lost its power may have kept half a line
+            kept = kept[: kept.rfind(b"\n") + 1]
+        if len(kept) < written:
+            os.truncate(self.path, len(kept))
 
     def progress(self, step: int, loss: float, images_per_second: float) -> None:
         elapsed = time.perf_counter() - self.started

@@ -28,7 +28,14 @@ from vitkit.training.parallel import (
     settle_buffers,
     whole,
 )
-from vitkit.training.saving import Saver, folder_of, load_state, newest_state, states_in
+from vitkit.training.saving import (
+    Saver,
+    folder_of,
+    load_state,
+    newest_state,
+    set_aside,
+    states_in,
+)
 from vitkit.training.schedules import warmup_decay
 from vitkit.training.state import TrainState
 from vitkit.training.stopping import Interrupted, StopNow, StopSignals
@@ -103,7 +110,7 @@ def train(
     """
     log.cut_back(state.logged_bytes)
     patience = Patience(setup.config.engine.patience)
-    saver = Saver(checkpoints, setup.engine.device.type == "cuda")
+    saver = Saver(checkpoints, setup.engine.device.type == "cuda", patience.beat)
     with patience, StopSignals() as stop:
         Training(setup, state, stream, evaluate, keep_best, log, saver, stop, patience).to_the_end()
 
@@ -139,21 +146,21 @@ class Training:
 
     def to_the_end(self) -> None:
         state = self.state
-        if state.step == 0 and not states_in(self.saver.checkpoints):
+        if from_main(lambda: not states_in(self.saver.checkpoints)):
             self.save()  # something to go back to; and where saving fails, it fails early
         batches = self.batches()
         try:
             while True:
                 self.patience.beat()
-                stopped, by_time, save = self.agreed()
+                stopped, read, save = self.agreed()
                 ended = state.step == self.setup.steps
                 evaluation = not stopped and evaluation_is_due(state, self.setup)
                 save = save or is_due(self.setup.save_every, state, self.setup)
-                if stopped or by_time or evaluation or save or ended:
+                if stopped or read or evaluation or save or ended:
                     spike = self.read()
                     if spike is not None:
                         batches.close()
-                        self.rewind(spike)
+                        self.rewind(*spike)
                         batches = self.batches()
                         continue
                 if evaluation:
@@ -193,8 +200,8 @@ class Training:
         stopped, read, save = most_of(self.stop.received or 0, read, save)
         return stopped, bool(read), bool(save) and self.saved_at < self.state.step
 
-    def read(self) -> int | None:
-        """Read and log the losses since the last time -> the place of a spike among them.
+    def read(self) -> tuple[float, int] | None:
+        """Read and log the losses since the last time -> a spike, and how many steps ago it was.
 
         Raises Diverged where too many gradients were not finite.
         """
@@ -203,20 +210,26 @@ class Training:
             return None
         losses, norms, speed = meter.read()
         first = state.step - len(losses)  # the step that began with the first of these losses
-        check_finite(state, self.setup.config.guard.skipped_steps)
-        finite = []
+        limit, skipped, finite = self.setup.config.guard.skipped_steps, [], []
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not math.isfinite(norm):
-                self.tell_skipped(first + number, loss)
+                self.log.record(first + number + 1, "skipped", {"loss": loss})
+                skipped.append(str(first + number + 1))
                 continue
             if self.is_spike(loss):
-                return len(losses) - number
+                return loss, len(losses) - number
             if not math.isfinite(loss):
                 continue
             finite.append(loss)
             if len(state.losses) < USUAL_FROM:
                 state.first_loss = max(state.first_loss, loss)
             state.losses.append(loss)
+        if skipped:
+            self.log.say(
+                f"step {', '.join(skipped)}: the gradient is not finite, so nothing was changed; "
+                f"{int(state.skipped)} of at most {limit} such steps"
+            )
+        check_finite(state, limit)
         mean_loss = sum(finite) / len(finite) if finite else math.nan
         self.log.progress(state.step, mean_loss, speed)
         values = {
@@ -227,45 +240,46 @@ class Training:
         self.log.record(state.step, "train", values)
         return None
 
-    def tell_skipped(self, step: int, loss: float) -> None:
-        limit = self.setup.config.guard.skipped_steps
-        self.log.say(
-            f"step {step + 1}: the gradient is not finite (loss {loss:.3g}), so the step changes "
-            f"nothing; {int(self.state.skipped)} of at most {limit} such steps"
-        )
-        self.log.record(step + 1, "skipped", {"loss": loss})
-
     def is_spike(self, loss: float) -> bool:
         state, factor = self.state, self.setup.config.guard.spike_factor
         if not factor or len(state.losses) < USUAL_FROM:
             return False
         return loss > max(factor * max(state.losses), state.first_loss)
 
-    def rewind(self, ago: int) -> None:
+    def rewind(self, loss: float, ago: int) -> None:
         """Go back to the newest state, and past the batch that brought a spike `ago` steps ago."""
         state, guard = self.state, self.setup.config.guard
         step, past = state.step - ago + 1, state.position - ago + 1
         problem = self.saver.finish()
         if problem is not None:
             self.log.say(str(problem))
-        folder = from_main(lambda: newest_state(self.saver.checkpoints)[0])
+        folder = from_main(self.newest_whole)
         rewinds = state.rewinds + 1
         if folder is None or rewinds > guard.rewinds:
             raise Diverged(
-                f"step {step}: the loss has shot up, and the run was taken back {state.rewinds} "
-                "time(s) before; start again with a lower --learning-rate"
+                f"step {step}: the loss has shot up to {loss:.3g}, and the run was taken back "
+                f"{state.rewinds} time(s) before; start a new run with a lower --learning-rate, or "
+                "go on with --resume auto and a larger --guard.rewinds"
             )
+        best = state.best  # best/ stays, whatever the run has seen since
         load_state(folder, state)
+        state.best = best
         self.log.cut_back(state.logged_bytes)
         values = {"spike_at": step, "left_out": [state.position, past - 1], "rewinds": rewinds}
         state.position, state.rewinds = past, rewinds
         self.saved_at = state.step
         self.log.record(state.step, "rewind", values)
         self.log.say(
-            f"step {step}: the loss has shot up; back to step {state.step}, and on without the "
-            f"batches {values['left_out'][0]} to {past - 1}"
+            f"step {step}: the loss has shot up to {loss:.3g}; back to step {state.step}, and on "
+            f"without the batches {values['left_out'][0]} to {past - 1}"
         )
         self.meter.restart()
+
+    def newest_whole(self) -> Path | None:
+        folder, damaged = newest_state(self.saver.checkpoints)
+        for sentence in set_aside(damaged):
+            self.log.say(sentence)
+        return folder
 
     def evaluate_now(self) -> int:
         """Evaluate -> the signal that broke it off, or 0."""
@@ -291,8 +305,11 @@ class Training:
         )
         state.evaluated_at = state.step
         if metrics["top1"] > state.best.get("top1", -1.0):
-            state.best = metrics
-            self.keep_best()
+            try:
+                self.keep_best()
+                state.best = metrics
+            except (VitkitError, OSError) as error:  # all processes fail alike
+                log.say(f"best/ cannot be written: {error}; going on without it")
         self.meter.restart()
         return 0
 
@@ -329,7 +346,7 @@ def train_step(
     `batch` is this process's share of the batch, and the loss that of its images. Where memory
     does not suffice the share is worked through in smaller parts, and `say` is told. A gradient
     that is not finite changes nothing in any process; where there have been too many,
-    `check_finite` raises Diverged. Nothing here waits for a GPU.
+    `check_finite` raises Diverged. Nothing here waits for a GPU, but for SGD over sharded weights.
     """
     config, optimizer = setup.config, state.optimizer
     for group in optimizer.param_groups:
@@ -435,8 +452,9 @@ def check_finite(state: TrainState, limit: int) -> None:
         return
     raise Diverged(
         f"by step {state.step}: {int(state.skipped)} gradients were not finite, more than the "
-        f"{limit} tolerated; the weights are as they were before the last of them; start again "
-        "with a lower --learning-rate"
+        f"{limit} tolerated; the weights are as they were before the last of them; start a new run "
+        "with a lower --learning-rate, or go on with --resume auto and a larger "
+        "--guard.skipped-steps"
     )
 
 

@@ -27,9 +27,14 @@ def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
             groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True
         )
     fused = not any(isinstance(parameter, DTensor) for parameter in net.parameters())
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, fused=fused, foreach=not fused
     )
+    if config.momentum:
+        # Else torch makes them in the first step, and fills them with nothing if that is skipped.
+        for parameter in net.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).detach()
+    return optimizer
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict]:

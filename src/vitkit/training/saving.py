@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,10 @@ class Saver:
     The copy is kept, and costs as much host memory as weights, optimizer and average of a process.
     """
 
-    def __init__(self, checkpoints: Path, cuda: bool = False) -> None:
-        self.checkpoints = checkpoints
+    def __init__(
+        self, checkpoints: Path, cuda: bool = False, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        self.checkpoints, self.beat = checkpoints, beat
         # Its messages must not meet those of training, so it has its own connections.
         self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         options = StagingOptions(
@@ -72,10 +76,18 @@ class Saver:
         return problem
 
     def finish(self) -> StateError | None:
-        """Wait until the last state is written -> what went wrong, None if nothing did."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
+        """Wait until the last state is written -> what went wrong, None if nothing did.
+
+        While it grows, `beat` is called: a slow disk is no reason to lose patience.
+        """
+        written = 0
+        while self.thread is not None and self.thread.is_alive():
+            self.thread.join(1.0)
+            now = sum(size_of(path) for path in self.checkpoints.glob(".step-*/*"))
+            if now != written:
+                self.beat()
+            written = now
+        self.thread = None
         problem, self.problem = self.problem, None
         return problem
 
@@ -83,15 +95,19 @@ class Saver:
         self, folder: Path, tensors: dict[str, Tensor], names: set[str], progress: dict[str, Any]
     ) -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            with suppress(OSError):  # of a process that gives way already
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
             write_state(folder, tensors, names, progress, self.group)
-            if rank_and_size()[0] == 0:
-                rotate(self.checkpoints, folder)
         except StateError as error:
             self.problem = error
+            return
         except Exception as error:  # told at the next `begin` or `finish`, not lost in a thread
             self.problem = StateError(f"{folder}: cannot be written: {error}")
+            return
+        if rank_and_size()[0] == 0:
+            with suppress(OSError, StateError):  # the next save tries again
+                rotate(self.checkpoints, folder)
 
 
 def state_bytes(parameters: int, config: TrainConfig) -> int:
@@ -108,6 +124,12 @@ def save_state(checkpoints: Path, state: TrainState) -> Path:
     if problem is not None:
         raise problem
     return folder_of(checkpoints, state.step)
+
+
+def size_of(path: Path) -> int:
+    with suppress(OSError):  # it may be gone
+        return path.stat().st_size
+    return 0
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -149,7 +171,7 @@ def clear_leftovers(checkpoints: Path) -> None:
 def newest_state(checkpoints: Path) -> tuple[Path | None, list[Damaged]]:
     """The newest state whose hashes are right, and the damaged ones that are newer.
 
-    StateError for a state of a newer version. Nothing is changed.
+    StateError for a state of another version, or that cannot be read now. Nothing is changed.
     """
     damaged = []
     for folder in states_in(checkpoints):
@@ -228,15 +250,21 @@ def optimized(state: TrainState) -> list[tuple[str, Tensor]]:
 def slots_for(
     state: TrainState, saved: dict[str, tuple[torch.Size, torch.dtype]]
 ) -> dict[str, Tensor]:
-    """Zeros for the saved state of the optimizer, sharded as their parameters are."""
+    """Where the saved state of the optimizer is to go, sharded as its parameters are."""
     parameters = dict(optimized(state))
     slots = {}
     for name, (shape, dtype) in saved.items():
         if name.startswith("optimizer/"):
-            parameter = parameters.get(name.removeprefix("optimizer/").rsplit("/", 1)[0])
-            if parameter is not None and parameter.shape == shape:
+            parameter_name, key = name.removeprefix("optimizer/").rsplit("/", 1)
+            parameter = parameters.get(parameter_name)
+            if parameter is None:
+                continue
+            slot = state.optimizer.state.get(parameter, {}).get(key)
+            if isinstance(slot, Tensor) and slot.shape == shape:
+                slots[name] = slot  # of a run that goes back: memory has no room for two
+            elif parameter.shape == shape:
                 slots[name] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-            elif parameter is not None:
+            else:
                 slots[name] = torch.zeros(shape, dtype=dtype)  # the count of steps
     return slots
 

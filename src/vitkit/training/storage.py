@@ -187,7 +187,7 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a state, in a sentence; None where its manifest holds.
 
     Of `parts` that share the work each verifies its part of the files. StateError for a state of
-    another version, which is no damage.
+    another version, and for files that cannot be read now; that is no damage.
     """
     path = folder / MANIFEST
     if not path.is_file():  # a pipe would keep us waiting
@@ -227,7 +227,9 @@ def wrong_with(path: Path, expected: dict[str, Any]) -> str | None:
             return f"{path}: damaged: {found:,} bytes, the manifest says {expected.get('bytes')}"
         sha256 = facts_of(path)["sha256"]
     except OSError as error:
-        return f"{path}: {error.strerror or error}"
+        raise StateError(
+            f"{path}: cannot be read ({error.strerror}); see to the disk, and try again"
+        ) from error
     if sha256 != expected.get("sha256"):
         return (
             f"{path}: damaged: its SHA-256 is {sha256[:12]}..., the manifest says "

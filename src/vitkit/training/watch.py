@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 EVERY = 1.0  # seconds between two looks
 SILENCE = 15.0  # seconds without a sign of life of a process, after which all of its run end
 LAST_WORD = 2.0  # seconds that the others have to read why
-GIVEN_UP = "vitkit/given up"
 
 
 def give_up(text: str) -> NoReturn:
@@ -82,6 +81,10 @@ class Heartbeats:
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
+        # torchrun starts again with the same store.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.given_up = f"vitkit/{attempt}/given up"
+        self.signs = [f"vitkit/{attempt}/{one}" for one in range(size)]
         self.store, self.rank, self.next = store, rank, (rank + 1) % size
         self.answered, self.ended = Clock(), threading.Event()
         launched = multiprocessing.parent_process() or os.environ.get("TORCHELASTIC_RUN_ID")
@@ -101,10 +104,10 @@ class Heartbeats:
             self.mind_launcher()
             try:
                 beats += 1
-                store.set(f"vitkit/alive/{self.rank}", str(beats))
-                if store.check([GIVEN_UP]):
-                    give_up(store.get(GIVEN_UP).decode())
-                key = f"vitkit/alive/{self.next}"
+                store.set(self.signs[self.rank], str(beats))
+                if store.check([self.given_up]):
+                    give_up(store.get(self.given_up).decode())
+                key = self.signs[self.next]
                 found = store.get(key) if store.check([key]) else b""
                 silence = heard.read()
                 if found != seen:
@@ -112,7 +115,7 @@ class Heartbeats:
                     heard.restart()
                 elif silence > SILENCE:
                     text = f"process {self.next} has shown no sign of life for {SILENCE:g} seconds"
-                    store.set(GIVEN_UP, text)
+                    store.set(self.given_up, text)
                     time.sleep(LAST_WORD)
                     give_up(text)
             except RuntimeError:  # the store has gone: at the end of a run, or with its process

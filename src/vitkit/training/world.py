@@ -77,8 +77,9 @@ def joined(device: torch.device) -> Iterator[World]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise VitkitError(
-                f"lost another process of the run, whose own words tell why ({first_line(error)}); "
-                "the same command with --resume auto goes on from the newest state"
+                f"another process of the run ended; its words, if it had any, are near these "
+                f"({first_line(error)}); the same command with --resume auto goes on from the "
+                "newest state"
             ) from error
         raise
     # Not after an error: NCCL would wait here for the others, who do not know of it.
@@ -203,9 +204,9 @@ def start(work: Callable[[Any], int], argument: Any, processes: int) -> int:
         while not context.join(grace_period=GRACE):
             pass
     except ProcessExitedException as error:
-        if error.exit_code == -signal.SIGKILL and received.count(signal.SIGINT) > 1:
-            return 128 + signal.SIGINT
-        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+        code = error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+        by_signal = code in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+        return 128 + received[0] if received and by_signal else code
     except ProcessRaisedException:
         return 1
     finally:

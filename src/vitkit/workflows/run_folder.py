@@ -66,26 +66,35 @@ def open_run(
     try:
         check_writable(folder)
         lock(folder, wait=resume is not None)
+    except BaseException:
+        remove(fresh)
+        raise
+    try:
         saved, damaged = newest_state(folder / "checkpoints")
-        if saved is None and resume not in (None, "auto"):
+        if saved is None and (damaged or resume not in (None, "auto")):
             why = "; ".join(one.problem for one in damaged) or "no saved state"
-            raise UsageError(f"{folder}: cannot be resumed: {why}; name a run that has one")
+            raise UsageError(f"{folder}: cannot be resumed: {why}; vitkit doctor tells more")
         recorded = check_resumed(folder, kind, config, task, parent) if saved else {}
         check_room(folder, state_bytes)
+        for sentence in set_aside(damaged):
+            print(f"passed over: {sentence}", file=sys.stderr)
+        clear_leftovers(folder / "checkpoints")
+        for name in ("best", "last"):
+            mend_bundle(folder / name)
     except BaseException:
         unlock(folder)
-        if fresh:
-            (folder / LOCK).unlink(missing_ok=True)
-        for path in fresh:
-            with suppress(OSError):
-                path.rmdir()
+        remove(fresh)
         raise
-    for sentence in set_aside(damaged):
-        print(f"passed over: {sentence}", file=sys.stderr)
-    clear_leftovers(folder / "checkpoints")
-    for name in ("best", "last"):
-        mend_bundle(folder / name)
     return Opened(folder, saved, recorded)
+
+
+def remove(fresh: list[Path]) -> None:
+    """Take back folders that were made for a run that cannot be."""
+    for path in fresh[:1]:
+        (path / LOCK).unlink(missing_ok=True)
+    for path in fresh:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def mend_bundle(path: Path) -> None:
@@ -113,8 +122,9 @@ def run_folder(wanted: Path, resume: str | None) -> Path:
         return next((p for p in numbered(wanted) if (p / "config.json").exists()), wanted)
     if resume is not None:
         if not (Path(resume) / "checkpoints").is_dir():
+            why = "no saved state" if Path(resume).exists() else "no such folder"
             raise UsageError(
-                f"{resume}: cannot be resumed: no saved state; name a run that has one"
+                f"{resume}: cannot be resumed: {why}; name a run that has one, or give auto"
             )
         return Path(resume)
     folder, number = wanted, 1
@@ -149,7 +159,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_room(folder: Path, state_bytes: int) -> None:
-    """VitkitError where the disk has no room for the states of a run and its two bundles."""
+    """VitkitError where the disk has no room for the states of a run."""
     there = sum(p.stat().st_size for p in (folder / "checkpoints").glob("step-*/*"))
     needed = (KEPT + 1) * state_bytes + 2**20 - there  # those kept, one being written, the log
     free = shutil.disk_usage(folder).free
