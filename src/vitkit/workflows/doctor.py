@@ -20,7 +20,7 @@ from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.errors import VitkitError
 from vitkit.training.saving import states_in
-from vitkit.training.storage import MANIFEST, StateError, problem_with
+from vitkit.training.storage import StateError, problem_with
 from vitkit.values import fits
 from vitkit.workflows.run_folder import LOCK, fcntl
 
@@ -154,16 +154,15 @@ def metrics_at(path: Path) -> Part:
                     bad += not isinstance(json.loads(line), dict)
                 except (ValueError, RecursionError):
                     bad += 1
-    problem = f"lines that are not JSON, so that no report can be drawn: {bad:,}" if bad else None
+    problem = f"lines that are not JSON, which the report leaves out: {bad:,}" if bad else None
     then = ", then a half-written one, which the next resume cuts off" if half else ""
     return Part(None, problem, f"lines in all: {lines:,}{then}")
 
 
 def state_at(folder: Path) -> Part:
-    manifest, other_version = folder / MANIFEST, False
+    other_version = False
     try:
-        pipe = os.path.exists(manifest) and not os.path.isfile(manifest)  # would keep us waiting
-        problem = f"{MANIFEST}: not a regular file" if pipe else problem_with(folder)
+        problem = problem_with(folder)
     except StateError as error:
         problem, other_version = str(error), True
     told = problem and sentence(problem, folder)
@@ -217,8 +216,9 @@ def what_to_resume(states: dict[str, Part], unusable: str | None) -> tuple[str |
             return None, f"{CONFIG}: {unusable}; copy it {backup}"
         if state.whole:
             return name, ""
-    none = "no saved state is whole" if states else "no saved state"
-    return None, f"{none}; copy checkpoints/ {backup}"
+    if not states:
+        return None, "nothing is saved; the same command with --resume auto starts afresh"
+    return None, f"no saved state is whole; copy checkpoints/ {backup}"
 
 
 def command_to_resume(config: dict[str, Any], run: str) -> str:
