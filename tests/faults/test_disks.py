@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from runs import Run, check_same_run, steps_saved
+from runs import SLOWLY, Run, check_same_run, steps_saved
 
 from vitkit.models.variants import build
 from vitkit.training import saving
@@ -37,7 +37,7 @@ def small_disk(tmp_path):
 def on_a_full_disk(disk, reference, full, free, fault=None):
     """The disk is full for a save or two; the run goes on, and nothing is lost."""
     filler = str(disk / "filler")
-    Run(disk / "run", fault={"disk": True, "how": "full", "filler": filler, "full": full,
+    Run(disk / "run", fault={**SLOWLY, "disk": True, "how": "full", "filler": filler, "full": full,
                              "free": free, **(fault or {})}).done()  # fmt: skip
     check_same_run(disk / "run", reference)
 
@@ -66,12 +66,12 @@ def test_a_disk_that_stays_full_ends_the_run_which_goes_on_when_there_is_room(
     small_disk, undisturbed
 ):
     filler = small_disk / "filler"
-    fault = {"disk": True, "how": "full", "filler": str(filler), "full": 22}
+    fault = {**SLOWLY, "disk": True, "how": "full", "filler": str(filler), "full": 22}
     run = Run(small_disk / "run", fault=fault)
     assert run.ended() == 1
     said = " ".join(run.words().split())
     assert "cannot be written" in said and "No space left on device" in said
-    assert steps_saved(run.out) in ([20, 15], [15, 10])  # step 20 was perhaps still being written
+    assert steps_saved(run.out)[0] in (15, 20)  # step 20 was perhaps still being written
     filler.unlink()
     Run(small_disk / "run", resume=True).done()
     check_same_run(small_disk / "run", undisturbed)

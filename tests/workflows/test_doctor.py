@@ -304,7 +304,7 @@ def test_a_half_written_line_is_no_problem_and_bad_ones_are(unfinished, doctor):
         file.write(b"\n\xff\x00\n" + b"[" * 100_000 + b"\n")
     code, text, _, found = doctor(unfinished)
     assert code == 0 and len(found["problems"]) == 1
-    assert row(text, "metrics.jsonl").endswith(f"drawn: 3; lines in all: {lines + 3}")
+    assert row(text, "metrics.jsonl").endswith(f"out: 3; lines in all: {lines + 3}")
 
 
 def test_leftovers_and_states_that_were_set_aside_are_counted(unfinished, doctor):
