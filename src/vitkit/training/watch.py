@@ -17,15 +17,20 @@ from typing import Any, NoReturn
 
 EVERY = 1.0  # seconds between two looks
 SILENCE = 15.0  # seconds without a sign of life of a process, after which all of its run end
-LAST_WORD = 2.0  # seconds that the others have to read why
+LAST_WORD = 2.0  # seconds that the others have to tell where they are
 
 
 def give_up(text: str) -> NoReturn:
-    """End this process at once, with the stacks of its threads on standard error."""
+    """End this process, with the stacks of its threads on standard error.
+
+    Where it is one of several the others are given a moment to tell theirs: they are ended as soon
+    as one has exited.
+    """
     rank = os.environ.get("RANK")
     who = "" if rank is None else f"process {rank}: "
     print(f"vitkit: {who}{text}; the stacks of its threads:", file=sys.__stderr__, flush=True)
     faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+    time.sleep(0 if rank is None else LAST_WORD)
     os._exit(1)
 
 
@@ -116,7 +121,6 @@ class Heartbeats:
                 elif silence > SILENCE:
                     text = f"process {self.next} has shown no sign of life for {SILENCE:g} seconds"
                     store.set(self.given_up, text)
-                    time.sleep(LAST_WORD)
                     give_up(text)
             except RuntimeError:  # the store has gone: at the end of a run, or with its process
                 return
