@@ -9,7 +9,6 @@ import pytest
 import torch
 from runs import Run
 
-ROWS = []
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->\n", "<!-- faults: end -->\n"
 
@@ -26,28 +25,24 @@ def table(request):
     began = time.monotonic()
 
     def row(fault, rounds, outcome):
-        ROWS.append((fault, rounds, outcome, time.monotonic() - began))
         if request.config.getoption("--rounds"):
-            write(request.config.getoption("--rounds"), request.session.testsfailed)
+            seconds = time.monotonic() - began
+            write(f"| {fault} |", f" {rounds:,} | {outcome} | {seconds:,.0f} |\n")
 
     return row
 
 
-def write(rounds, failed):
-    """The page with the rows so far; a test that failed has none, and is told."""
-    lines = [
-        f"`pytest -m faults --rounds {rounds}`, {date.today()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} "
-        f"cores{f', {failed} tests FAILED' if failed else ''}:\n\n",
-        "| fault | rounds, all passed | outcome | seconds |\n|---|---|---|---|\n",
-        *(f"| {fault} | {n:,} | {outcome} | {s:,.0f} |\n" for fault, n, outcome, s in ROWS),
-    ]
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(before + BEGIN + "".join(lines) + END + after, encoding="utf-8")
-
-
-def pytest_sessionfinish(session, exitstatus):
-    rounds = session.config.getoption("--rounds", None)
-    if rounds and ROWS:
-        write(rounds, session.testsfailed)
+def write(fault, rest):
+    """Put a row into the page, in place of an earlier one; a test that fails has none."""
+    before, _, after = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    table, _, after = after.partition(END)
+    lines = [line for line in table.splitlines(keepends=True) if line.startswith("| ")]
+    rows = dict(line.split(" |", 1) for line in lines[1:])
+    rows[fault.removesuffix(" |")] = rest
+    head = (
+        f"Newest run {date.today()}, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, {torch.get_num_threads()} cores:\n\n"
+        "| fault | rounds, all passed | outcome | seconds |\n|---|---|---|---|\n"
+    )
+    body = "".join(f"{name} |{line}" for name, line in rows.items())
+    PAGE.write_text(before + BEGIN + head + body + END + after, encoding="utf-8")

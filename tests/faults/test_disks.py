@@ -83,7 +83,7 @@ def test_a_write_that_fails_is_told_and_tried_again_at_the_next_save(
     number_of = max(1, rounds // 5) if long else 1
     for number in range(number_of):
         draws = random.Random(number)
-        fault = {"disk": True, "how": "fsync", "call": draws.randint(2, 20), "rank": number % 2}
+        fault = {"disk": True, "how": "fsync", "call": draws.randint(1, 11), "rank": number % 2}
         run = Run(tmp_path / f"{number}", fault=fault).done()
         assert "Input/output error" in " ".join(run.words().split())
         check_same_run(run.out, undisturbed)

@@ -164,8 +164,8 @@ def test_a_manifest_of_anything_is_damage(tmp_path, content):
         ({"files": None}, "names no files"),
         ({"files": {"../../secret": {}}}, "outside its folder"),
         ({"files": {"shard-00000.safetensors": 3}}, "names no files"),
-        ({"step": "3"}, "is the state of step 3"),
-        ({"step": 4}, "is the state of step 4"),
+        ({"step": "3"}, "is the manifest of step 3"),
+        ({"step": 4}, "is the manifest of step 4"),
         ({"files": {"absent": {"bytes": 1}}}, "does not belong to this state"),
     ],
 )

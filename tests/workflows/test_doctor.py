@@ -169,7 +169,7 @@ def test_the_command_to_resume_names_this_run(unfinished, doctor, command, proce
         (lambda run: flip(state(run, 8) / "manifest.json", 30), "manifest.json: "),
         (lambda run: (state(run, 8) / "manifest.json").write_text("[" * 10**5), "manifest.json: "),
         (lambda run: (state(run, 8) / "a.safetensors").touch(), "does not belong to this state"),
-        (lambda run: reseal(run, 8, step=7), "is the state of step 7"),
+        (lambda run: reseal(run, 8, step=7), "is the manifest of step 7"),
     ],
 )
 def test_a_damaged_state_is_named_and_the_one_before_it_is_resumed(run, doctor, damage, said):

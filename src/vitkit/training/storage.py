@@ -210,7 +210,7 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     if any(Path(name).name != name for name in files):
         return f"{path}: names files outside its folder"
     if not fits(step, int) or folder.name != f"step-{step:08d}":
-        return f"{folder}: is the state of step {step}"
+        return f"{path}: is the manifest of step {step}"
     for shard in sorted(folder.glob("*.safetensors")):
         if shard.name not in files:
             return f"{shard}: does not belong to this state"
