@@ -28,10 +28,12 @@ def give_up(text: str) -> NoReturn:
     """
     rank = os.environ.get("RANK")
     who = "" if rank is None else f"process {rank}: "
-    print(f"vitkit: {who}{text}; the stacks of its threads:", file=sys.__stderr__, flush=True)
-    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-    time.sleep(0 if rank is None else LAST_WORD)
-    os._exit(1)
+    try:
+        print(f"vitkit: {who}{text}; the stacks of its threads:", file=sys.__stderr__, flush=True)
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        time.sleep(0 if rank is None else LAST_WORD)
+    finally:  # also where nothing can be said, on a disk that is full
+        os._exit(1)
 
 
 class Clock:
