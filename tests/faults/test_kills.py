@@ -1,5 +1,6 @@
 """kill -9 at any time, in every stage of a save, again and again: not a bit is lost."""
 
+import math
 import random
 import time
 
@@ -34,7 +35,7 @@ def test_killed_at_a_random_time_it_goes_on_to_the_same_bits(
 ):
     if not long and whom in (0, "all"):
         pytest.skip("in the long version, --rounds N")
-    mine = max(1, round(rounds / 4)) if long else 1
+    mine = math.ceil(rounds / 4) if long else 1
     for number in range(mine):
         draws = random.Random(f"{whom} {number}")
         launcher = "torchrun" if long and number % 4 == 3 else "gpus"

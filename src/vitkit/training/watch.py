@@ -16,7 +16,7 @@ import time
 from typing import Any, NoReturn
 
 EVERY = 1.0  # seconds between two looks
-SILENCE = 15.0  # seconds without a sign of life of a process, after which all of its run end
+SILENCE = 12.0  # seconds without a sign of life of a process, after which all of its run end
 LAST_WORD = 2.0  # seconds that the others have to tell where they are
 
 
@@ -131,7 +131,7 @@ class Heartbeats:
     def look(self) -> None:
         """The other thread may itself be waiting, for the answer of a process that is stopped."""
         while not self.ended.wait(EVERY):
-            if self.answered.read() > SILENCE + LAST_WORD + EVERY:
+            if self.answered.read() > SILENCE + 2 * EVERY:
                 give_up(f"the processes of the run have not answered for {SILENCE:g} seconds")
 
     def mind_launcher(self) -> None:

@@ -24,7 +24,7 @@ from vitkit.errors import ElsewhereError, UsageError, VitkitError
 from vitkit.training.watch import Heartbeats
 
 PATIENCE = timedelta(minutes=30)  # the longest that processes wait for each other
-GRACE = 5.0  # seconds that the others have to end when one has failed
+GRACE = 3.0  # seconds that the others have to end when one has failed
 
 
 @dataclass(frozen=True)
