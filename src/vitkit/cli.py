@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -493,7 +494,8 @@ def complain(error: object, code: int, debug: bool = False) -> int:
     text = printable(str(error))
     text = text if speaks() else f"process {os.environ['RANK']}: {text}"
     text = text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
-    print(f"vitkit: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the reader may have gone
+        print(f"vitkit: {text}", file=sys.stderr, flush=True)
     return code
 
 

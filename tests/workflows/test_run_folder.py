@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -154,3 +156,44 @@ def test_two_runs_of_one_process_may_follow_each_other(tmp_path):
         vitkit.pretrain(
             "digits", out=tmp_path / "run", resume="auto", steps=4, batch_size=16, quiet=True
         )
+
+
+def test_a_finished_run_without_states_is_not_started_anew(capsys, run):
+    shutil.rmtree(run / "checkpoints")
+    before = files(run)
+    said = refused(capsys, "--out", str(run), "--resume", "auto", code=2)
+    assert "has no saved state to go on from, but best/ or last/" in said
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_pipe_in_place_of_a_file_is_told(capsys, run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    said = refused(capsys, "--resume", str(run), code=2)
+    assert f"{name}: is no regular file" in said
+
+
+def test_a_bundle_with_something_else_in_it_is_set_aside_and_written(run):
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    (run / "last" / ".DS_Store").touch()
+    assert main([*WORDS, "--out", str(run), "--resume", "auto"]) == 0
+    assert not (run / "last" / ".DS_Store").exists()
+
+
+def test_words_for_out_that_cannot_be(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert "is the current folder; give the run a name" in refused(capsys, "--out", ".", code=2)
+    assert "file: is a file; choose another" in refused(capsys, "--out", "file", code=2)
+
+
+def test_a_run_does_not_end_because_nobody_reads_it(tmp_path):
+    for number, redirection in enumerate(["2>/dev/full", "2>&1 | head -n 1"]):
+        out = tmp_path / f"run{number}"
+        words = " ".join([*WORDS, "--log-every", "1", "--out", str(out)])
+        subprocess.run(
+            f"{sys.executable} -m vitkit {words} {redirection}", shell=True, timeout=120,
+            capture_output=True,
+        )  # fmt: skip
+        assert vitkit.load(out / "last")

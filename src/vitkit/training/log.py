@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from vitkit.terminal import finite
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
+class Unbreakable(Console):
+    """Falls silent when its reader has gone (`vitkit ... 2>&1 | head`)."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class RunLog:
     """Writes a line of metrics.jsonl for each record, and shows progress on standard error.
 
@@ -28,7 +36,7 @@ class RunLog:
         self.path = path
         self.unwritten = b""  # by a disk that was full say; tried again with the next line
         self.steps, self.quiet = steps, quiet
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Unbreakable(stderr=True, quiet=quiet)
         self.started, self.first = time.perf_counter(), first
         self.spoken = self.started
         self.bar = Progress(
@@ -47,8 +55,9 @@ class RunLog:
         self.write()
 
     def say(self, text: str) -> None:
-        """A line for people."""
-        self.console.print(text, highlight=False, markup=False)
+        """A line for people; a run does not end because nobody can read it."""
+        with suppress(OSError):
+            self.console.print(text, highlight=False, markup=False)
 
     def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """A line for programs: step, kind ("train", "evaluation", ...) and the values."""
@@ -99,7 +108,8 @@ class RunLog:
             f"loss {loss:.3f}  {images_per_second:,.0f} images/s  ETA {clock(left)}  "
             f"memory {memory_used() / 2**30:.1f} GiB"
         )
-        self.bar.update(self.task, completed=step, description=text)
+        with suppress(OSError):
+            self.bar.update(self.task, completed=step, description=text)
         now = time.perf_counter()
         due = now - self.spoken >= PLAIN_EVERY or step == self.steps
         if not self.console.is_terminal and due:

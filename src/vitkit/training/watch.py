@@ -94,8 +94,9 @@ class Heartbeats:
         self.signs = [f"vitkit/{attempt}/{one}" for one in range(size)]
         self.store, self.rank, self.next = store, rank, (rank + 1) % size
         self.answered, self.ended = Clock(), threading.Event()
-        launched = multiprocessing.parent_process() or os.environ.get("TORCHELASTIC_RUN_ID")
-        self.launcher = os.getppid() if launched else None
+        parent = multiprocessing.parent_process()  # whose pid is known also when it has gone
+        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        self.launcher = parent.pid if parent else os.getppid() if by_torchrun else None
 
     def __enter__(self) -> Heartbeats:
         for work in (self.beat, self.look):

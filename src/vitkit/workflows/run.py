@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ from vitkit.training.world import (
     together,
     total,
 )
-from vitkit.workflows.run_folder import Opened, open_run, unlock, write_run_config
+from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task
 
 EVALUATION_BATCH = 256
@@ -121,10 +122,18 @@ def train_run(
                     setup = replace(setup, steps=steps)
                     from_main(lambda: write_run_config(folder, kind, setup, task, parent))
                 train_into(folder, kind, setup, state, net_config, stream, task, parent, quiet)
-            from_main(lambda: write_report(folder))
+            from_main(lambda: report(folder))
         finally:
             unlock(opened.folder)
     return Run(folder, state.best, setup.steps, time.perf_counter() - began)
+
+
+def report(folder: Path) -> None:
+    """report.html; a run has not failed because it cannot be drawn."""
+    try:
+        write_report(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{folder / 'report.html'}: cannot be written: {error}", file=sys.stderr)
 
 
 def training_stream(task: Task, config: TrainConfig, world: World) -> TrainingStream:
@@ -170,6 +179,7 @@ def train_into(
         def bundle() -> None:
             net = make_meta(net_config)
             net.load_state_dict(weights, assign=True)
+            mend_bundle(folder / name)
             content = Bundle(net, task.train.class_names, setup.preprocessing, lineage)
             write_bundle(folder / name, content)
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -70,10 +71,16 @@ def open_run(
         remove(fresh)
         raise
     try:
+        check_files(folder)
         saved, damaged = newest_state(folder / "checkpoints")
         if saved is None and (damaged or resume not in (None, "auto")):
             why = "; ".join(one.problem for one in damaged) or "no saved state"
             raise UsageError(f"{folder}: cannot be resumed: {why}; vitkit doctor tells more")
+        if saved is None and any((folder / name).exists() for name in ("best", "last")):
+            raise UsageError(
+                f"{folder}: has no saved state to go on from, but best/ or last/, which a fresh "
+                "start would replace; give another --out, or leave out --resume"
+            )
         recorded = check_resumed(folder, kind, config, task, parent) if saved else {}
         check_room(folder, state_bytes)
         for sentence in set_aside(damaged):
@@ -81,7 +88,11 @@ def open_run(
         clear_leftovers(folder / "checkpoints")
         for name in ("best", "last"):
             mend_bundle(folder / name)
+        for left in (*folder.glob(".*.tmp"), *folder.glob(".trial-*")):
+            left.unlink(missing_ok=True)
     except BaseException:
+        if fresh:
+            (folder / LOCK).unlink(missing_ok=True)
         unlock(folder)
         remove(fresh)
         raise
@@ -89,12 +100,18 @@ def open_run(
 
 
 def remove(fresh: list[Path]) -> None:
-    """Take back folders that were made for a run that cannot be."""
-    for path in fresh[:1]:
-        (path / LOCK).unlink(missing_ok=True)
+    """Take back folders that were made for a run that cannot be, and are empty."""
     for path in fresh:
         with suppress(OSError):
             path.rmdir()
+
+
+def check_files(folder: Path) -> None:
+    """UsageError where a run's files are pipes, folders or the like."""
+    for name in ("config.json", "metrics.jsonl"):
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is no regular file; move it away")
 
 
 def mend_bundle(path: Path) -> None:
@@ -118,6 +135,10 @@ def mend_bundle(path: Path) -> None:
 
 def run_folder(wanted: Path, resume: str | None) -> Path:
     """Where a run lives; UsageError where there must be one already and is none."""
+    if not wanted.name:
+        raise UsageError(f"--out {wanted}: is the current folder; give the run a name")
+    if wanted.exists() and not wanted.is_dir():
+        raise UsageError(f"--out {wanted}: is a file; choose another --out")
     if resume == "auto":
         return next((p for p in numbered(wanted) if (p / "config.json").exists()), wanted)
     if resume is not None:
@@ -137,14 +158,14 @@ def run_folder(wanted: Path, resume: str | None) -> Path:
 def numbered(wanted: Path) -> list[Path]:
     """runs/small-3, runs/small-2, ..., runs/small: the directories of a name, the newest first."""
     others = [path for path in wanted.parent.glob(f"{glob.escape(wanted.name)}-*")
-              if path.name.removeprefix(f"{wanted.name}-").isdigit()]  # fmt: skip
+              if path.name.removeprefix(f"{wanted.name}-").isdecimal()]  # fmt: skip
     others.sort(key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
     return [*others, wanted]
 
 
 def check_writable(folder: Path) -> None:
     """Make the folder if need be; VitkitError where it cannot be written."""
-    trial = folder / f".trial-{os.getpid()}"
+    trial = folder / f".trial-{uuid.uuid4().hex[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(b"vitkit")
@@ -277,7 +298,9 @@ def write_run_config(
         "git_commit": git_commit(),
         "command": sys.argv,
     }  # fmt: skip
-    write_whole(folder / "config.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Of names that are no UTF-8 \udce9 is right JSON.
+    write_whole(folder / "config.json", text.encode(errors="backslashreplace"))
 
 
 def git_commit() -> str | None:
