@@ -153,7 +153,8 @@ def kill_in_save():
 
     def rmtree(original):
         def run(path, **named):
-            if str(path).endswith(".old") and stage == "old state half removed":
+            of_state = Path(path).name.startswith(".step-") and str(path).endswith(".old")
+            if of_state and stage == "old state half removed":
                 count(lambda: next(Path(path).glob("shard-*")).unlink())
             original(path, **named)
 
