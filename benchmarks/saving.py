@@ -24,11 +24,11 @@ from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
 from vitkit.models.variants import build
 from vitkit.training.config import TrainConfig
-from vitkit.training.loop import Setup, fresh_state, train_step
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
 from vitkit.training.saving import Saver, tensors_of
 from vitkit.training.state import TrainState
+from vitkit.training.step import Setup, fresh_state, train_step
 
 RESULTS = Path(__file__).with_name("results") / "saving.json"
 

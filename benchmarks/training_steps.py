@@ -21,9 +21,9 @@ from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
 from vitkit.models.vit import VisionTransformer, ViTConfig
 from vitkit.training.config import OptimizerConfig, TrainConfig
-from vitkit.training.loop import Setup, fresh_state, train_step
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
+from vitkit.training.step import Setup, fresh_state, train_step
 
 RATE, DECAY = 1e-4, 0.1
 

@@ -272,8 +272,8 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.data.transforms import Preprocessing
     from vitkit.models.nets import make_meta
     from vitkit.reports.plans import lines, print_memory
-    from vitkit.training.loop import Setup
     from vitkit.training.precision import choose_device
+    from vitkit.training.step import Setup
     from vitkit.training.world import World
     from vitkit.workflows.plan import plan
     from vitkit.workflows.run import check_shares, choose_engine, fixed_steps

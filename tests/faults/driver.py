@@ -187,7 +187,7 @@ def at_batch(happen):
 
 def bad_number():
     """The loss or a gradient of one part of a batch is NaN or infinite in one process."""
-    from vitkit.training import loop
+    from vitkit.training import step
 
     value, part = float(FAULT["value"]), FAULT.get("part", 0)
     wanted = []
@@ -212,24 +212,24 @@ def bad_number():
         return run
 
     at_batch(happen)
-    replaced(loop, "cross_entropy", spoiled)
+    replaced(step, "cross_entropy", spoiled)
 
 
 def spike():
     """A batch whose loss, or whose pixels, are 10,000 times as large."""
-    from vitkit.training import loop
+    from vitkit.training import loop, step
 
-    def watched(step):
+    def watched(train_step):
         def run(setup, state, *given, **named):
             on = state.position == FAULT["batch"]
             changed = "cross_entropy" if FAULT["of"] == "loss" else "normalised"
-            original = getattr(loop, changed)
+            original = getattr(step, changed)
             if on:
-                setattr(loop, changed, lambda *words: original(*words) * 1e4)
+                setattr(step, changed, lambda *words: original(*words) * 1e4)
             try:
-                return step(setup, state, *given, **named)
+                return train_step(setup, state, *given, **named)
             finally:
-                setattr(loop, changed, original)
+                setattr(step, changed, original)
 
         return run
 
@@ -255,7 +255,7 @@ def leave_out():
 
 
 def out_of_memory():
-    from vitkit.training import loop
+    from vitkit.training import step
 
     wanted = []
     at_batch(lambda setup, state: wanted.append(True))
@@ -264,12 +264,12 @@ def out_of_memory():
         def run(*given):
             if wanted:
                 wanted.clear()
-                raise loop.torch.OutOfMemoryError("as if there were no more")
+                raise step.torch.OutOfMemoryError("as if there were no more")
             return cross_entropy(*given)
 
         return run
 
-    replaced(loop, "cross_entropy", spoiled)
+    replaced(step, "cross_entropy", spoiled)
 
 
 def stop():
@@ -358,7 +358,7 @@ def fill(path):
 
 def without_defence():
     """The negative controls: what the defence is against must then happen."""
-    from vitkit.training import loop, saving, state, storage, watch
+    from vitkit.training import loop, saving, state, step, storage, watch
 
     off = FAULT["without"]
     if off == "order":  # each process draws on its own
@@ -389,7 +389,7 @@ def without_defence():
     elif off == "hold":
         state.TrainState.note = lambda self, norm, limit: None
     elif off == "halving":
-        loop.is_out_of_memory = lambda error: False
+        step.is_out_of_memory = lambda error: False
     elif off == "tolerance":  # of a save that fails
         loop.FAILED_SAVES = 1
     else:

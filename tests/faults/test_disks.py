@@ -11,10 +11,10 @@ from runs import SLOWLY, Run, check_same_run, steps_saved
 from vitkit.models.variants import build
 from vitkit.training import saving
 from vitkit.training.config import TrainConfig
-from vitkit.training.loop import fresh_state
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
 from vitkit.training.saving import load_state, newest_state, save_state
+from vitkit.training.step import fresh_state
 from vitkit.training.storage import StateError
 
 pytestmark = pytest.mark.faults

@@ -105,7 +105,10 @@ def disturb(out, how, rank, batch=30, fault=None):
         why = "no step and no" if how == "asleep" else "sign of life|have not answered"
         tellers = 2 if how == "asleep" else 1
         assert len(re.findall(why, run.words())) >= tellers, run.words()
-        assert run.words().count('driver.py", line') >= tellers, "no stacks"
+        # One after the other, though both tell at the same time.
+        stack = r"Thread .+:\n(?:  .+\n)+"
+        told = re.findall(rf"its threads:\n{stack}(?:\n{stack})*", run.words())
+        assert sum('driver.py", line' in stacks for stacks in told) >= tellers, run.words()
     return taken
 
 

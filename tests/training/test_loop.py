@@ -14,19 +14,12 @@ from vitkit.models.variants import build
 from vitkit.objectives.supervised import cross_entropy
 from vitkit.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from vitkit.training.log import RunLog
-from vitkit.training.loop import (
-    Diverged,
-    Setup,
-    check_finite,
-    fresh_state,
-    learning_rates,
-    steps_in,
-    train,
-    train_step,
-)
+from vitkit.training.loop import Training, learning_rates
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
+from vitkit.training.step import Diverged, Setup, check_finite, fresh_state, train_step
 from vitkit.training.stopping import Interrupted
+from vitkit.training.timing import steps_in
 
 ENGINE = Engine(torch.device("cpu"), Precision("fp32", "for a test"), threads=1)
 
@@ -162,8 +155,8 @@ def test_training_lowers_the_loss_on_real_digits_and_logs_each_evaluation(tmp_pa
 
     before = evaluate(state.net)["loss"]
     with RunLog(tmp_path / "metrics.jsonl", 60, quiet=True) as log:
-        train(given, state, stream_of(given), evaluate, lambda: kept.append(state.step), log,
-              tmp_path / "checkpoints")  # fmt: skip
+        Training(given, state, stream_of(given), evaluate, lambda: kept.append(state.step), log,
+                 tmp_path / "checkpoints").to_the_end()  # fmt: skip
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     assert [r["step"] for r in evaluations] == [20, 40, 60]
@@ -193,9 +186,9 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_on_resume(tmp_path):
     with RunLog(tmp_path / "metrics.jsonl", 4, quiet=True) as log:
         arguments = (given, state, stream, evaluate, lambda: None, log, tmp_path / "checkpoints")
         with pytest.raises(Interrupted):
-            train(*arguments)
+            Training(*arguments).to_the_end()
         assert (state.step, evaluated) == (2, [])
-        train(*arguments)
+        Training(*arguments).to_the_end()
     assert evaluated == [2, 4]
 
 

@@ -19,7 +19,7 @@ from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
 from vitkit.models.variants import build
 from vitkit.training.config import OptimizerConfig, TrainConfig
-from vitkit.training.loop import Setup, fresh_state, train_step
+from vitkit.training.step import Setup, fresh_state, train_step
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitkit.errors import UsageError, VitkitError
 from vitkit.models.variants import build
 from vitkit.training.config import EngineConfig, OptimizerConfig
-from vitkit.training.loop import train_step
 from vitkit.training.parallel import Engine, apply, choose_compile, shardings
 from vitkit.training.precision import Precision
 from vitkit.training.saving import load_state, save_state
+from vitkit.training.step import train_step
 from vitkit.training.world import World
 
 CPU = torch.device("cpu")
@@ -195,7 +195,7 @@ sys.path.insert(0, sys.argv[1])
 from test_loop import ENGINE, first_batch, setup
 from vitkit.models.variants import build
 from vitkit.data.pipeline import Batch
-from vitkit.training.loop import fresh_state, train_step
+from vitkit.training.step import fresh_state, train_step
 torch.set_num_threads(1)
 given = setup(batch_size=96)
 state = fresh_state(build("ViT-Ti/16", 10, 224), given.config, ENGINE)

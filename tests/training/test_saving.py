@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from vitkit.models.variants import build
 from vitkit.training import storage
 from vitkit.training.config import TrainConfig
-from vitkit.training.loop import fresh_state
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
 from vitkit.training.saving import (
@@ -26,6 +25,7 @@ from vitkit.training.saving import (
     set_aside,
     states_in,
 )
+from vitkit.training.step import fresh_state
 from vitkit.training.storage import MANIFEST, StateError, problem_with, seal, write_state
 
 ENGINE = Engine(torch.device("cpu"), Precision("fp32", "for a test"), threads=1)

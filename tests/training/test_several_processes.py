@@ -13,7 +13,7 @@ from vitkit.data.transforms import TrainTransform
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config
 from vitkit.training.config import OptimizerConfig
-from vitkit.training.loop import fresh_state, learning_rates, train_step
+from vitkit.training.loop import learning_rates
 from vitkit.training.parallel import (
     Engine,
     batch_norm_buffers,
@@ -23,6 +23,7 @@ from vitkit.training.parallel import (
 )
 from vitkit.training.precision import Precision
 from vitkit.training.saving import load_state, newest_state, save_state
+from vitkit.training.step import fresh_state, train_step
 from vitkit.training.world import from_environment, joined, mean, start
 
 STEPS = 20

@@ -6,13 +6,13 @@ as another process has exited.
 
 from __future__ import annotations
 
-import faulthandler
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from typing import Any, NoReturn
 
 EVERY = 1.0  # seconds between two looks
@@ -29,11 +29,27 @@ def give_up(text: str) -> NoReturn:
     rank = os.environ.get("RANK")
     who = "" if rank is None else f"process {rank}: "
     try:
-        print(f"vitkit: {who}{text}; the stacks of its threads:", file=sys.__stderr__, flush=True)
-        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        words = f"vitkit: {who}{text}; the stacks of its threads:\n{stacks()}"
+        # Written at once: the processes of a run give up together, into one terminal or file.
+        os.write(2, words.encode(errors="replace"))
         time.sleep(0 if rank is None else LAST_WORD)
     finally:  # also where nothing can be said, on a disk that is full
         os._exit(1)
+
+
+def stacks() -> str:
+    """Where each thread of this process is, the innermost call last; without the lines' texts.
+
+    Those would be read from files, on a disk that may be what hangs.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    told = []
+    for ident, frame in sys._current_frames().items():
+        calls = reversed(list(traceback.walk_stack(frame)))
+        lines = [f'  File "{f.f_code.co_filename}", line {line}, in {f.f_code.co_qualname}'
+                 for f, line in calls]  # fmt: skip
+        told.append("\n".join([f"Thread {names.get(ident, ident)}:", *lines, ""]))
+    return "\n".join(told)
 
 
 class Clock:

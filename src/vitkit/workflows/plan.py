@@ -17,11 +17,12 @@ from vitkit.models.nets import NetConfig, make, make_meta
 from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
 from vitkit.training.config import EngineConfig, TrainConfig
 from vitkit.training.fitting import KINDS, SPARE, advice, free_memory
-from vitkit.training.loop import Setup, fresh_state, seconds_of_a_step
 from vitkit.training.memory import FLOAT32, Memory, largest_batch, memory
 from vitkit.training.parallel import Engine, choose_compile, shardings
 from vitkit.training.precision import Precision, choose_device, computing_threads
 from vitkit.training.saving import KEPT, state_bytes
+from vitkit.training.step import Setup, fresh_state
+from vitkit.training.timing import seconds_of_a_step
 from vitkit.training.world import World
 from vitkit.workflows.run import check_shares, choose_computing, fixed_steps
 

@@ -26,7 +26,7 @@ from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
 from vitkit.training.fitting import choose_fitting
 from vitkit.training.log import RunLog
-from vitkit.training.loop import Setup, fresh_state, steps_in, train
+from vitkit.training.loop import Training
 from vitkit.training.parallel import Engine, choose_compile, shardings
 from vitkit.training.precision import (
     Precision,
@@ -37,6 +37,8 @@ from vitkit.training.precision import (
 )
 from vitkit.training.saving import load_state, state_bytes
 from vitkit.training.state import TrainState
+from vitkit.training.step import Setup, fresh_state
+from vitkit.training.timing import steps_in
 from vitkit.training.world import (
     World,
     from_environment,
@@ -200,7 +202,8 @@ def train_into(
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
         opening = f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
         log.say(opening + (f", resumed at step {state.step:,}" if state.step else ""))
-        train(setup, state, stream, evaluate, partial(write, "best"), log, folder / "checkpoints")
+        checkpoints, keep_best = folder / "checkpoints", partial(write, "best")
+        Training(setup, state, stream, evaluate, keep_best, log, checkpoints).to_the_end()
         for reasons in of_all(stream.bad.reasons):
             for name, reason in reasons.items():
                 log.say(f"passed over a bad image: {name}: {reason}")

@@ -24,8 +24,8 @@ from vitkit.data.sources import Subset
 from vitkit.errors import UsageError, VitkitError
 from vitkit.files import sync, write_whole
 from vitkit.training.config import HARMLESS, TrainConfig, flat, to_json
-from vitkit.training.loop import Setup
 from vitkit.training.saving import KEPT, clear_leftovers, newest_state, set_aside
+from vitkit.training.step import Setup
 from vitkit.workflows.task import Task
 
 try:

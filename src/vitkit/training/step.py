@@ -1,0 +1,225 @@
+"""One update of the weights, and what it needs: the setup of a run, its batches on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from vitkit.data.pipeline import Batch
+from vitkit.data.transforms import Preprocessing, normalised, normalising_constants
+from vitkit.errors import VitkitError
+from vitkit.objectives.supervised import cross_entropy
+from vitkit.training.config import TrainConfig
+from vitkit.training.optimizers import make_optimizer
+from vitkit.training.parallel import (
+    Engine,
+    apply,
+    batch_norm_buffers,
+    parts_of_a_step,
+    settle_buffers,
+    whole,
+)
+from vitkit.training.state import TrainState
+
+EVALUATIONS = 4  # in a run, where the config does not say
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same during a run."""
+
+    config: TrainConfig
+    steps: int
+    engine: Engine
+    preprocessing: Preprocessing
+
+    @cached_property
+    def constants(self) -> Tensor:
+        """Made once: bringing numbers to a GPU waits for it."""
+        kept = self.preprocessing
+        return normalising_constants(kept.mean, kept.std, self.engine.device)
+
+    @property
+    def evaluate_every(self) -> int:
+        return self.config.evaluate_every or math.ceil(self.steps / EVALUATIONS)
+
+    @property
+    def save_every(self) -> int:
+        return self.config.save_every or self.evaluate_every
+
+
+class Diverged(VitkitError):
+    """The loss or a gradient is NaN or infinite."""
+
+    everywhere = True
+
+
+def fresh_state(net: nn.Module, config: TrainConfig, engine: Engine) -> TrainState:
+    """A net that is about to be trained, ready for its engine, with optimizer and average."""
+    return with_optimizer(net, apply(net, engine), config)
+
+
+def with_optimizer(net: nn.Module, forward: nn.Module, config: TrainConfig) -> TrainState:
+    average = None
+    if config.polyak:
+        average = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = make_optimizer(net, config.optimizer)
+    return TrainState(net, forward, optimizer, average, parts=config.accumulation)
+
+
+def train_step(
+    setup: Setup,
+    state: TrainState,
+    batch: Batch,
+    learning_rate: float,
+    say: Callable[[str], None] = print,
+) -> tuple[Tensor, Tensor]:
+    """One update of the weights -> (mean loss, gradient norm before clipping), both scalars.
+
+    `batch` is this process's share of the batch, and the loss that of its images. Where memory
+    does not suffice the share is worked through in smaller parts, and `say` is told. A gradient
+    that is not finite changes nothing in any process; where there have been too many,
+    `check_finite` raises Diverged. Nothing here waits for a GPU, but for SGD over sharded weights.
+    """
+    config, optimizer = setup.config, state.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.net.train()
+    buffers = batch_norm_buffers(state.net)
+    before = [buffer.clone() for buffer in buffers]
+    batch = placed(batch, setup.engine.device)
+    loss = gradients(setup, state, batch)
+    while loss is None:
+        halve_parts(setup, state, len(batch.labels), say)
+        loss = gradients(setup, state, batch)
+    limit = config.optimizer.clip_norm or math.inf
+    norm = whole(nn.utils.clip_grad_norm_(state.net.parameters(), limit))
+    state.note(norm, config.guard.skipped_steps)
+    settle_buffers(buffers, before, state.hold)
+    if setup.engine.device.type == "cuda" and optimizer.defaults["fused"]:
+        # The fused optimizers read it on the device, and change nothing where it is 1.
+        optimizer.found_inf = state.hold  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not bool(state.hold):
+        optimizer.step()
+    state.update_average(config.polyak)
+    return loss, norm
+
+
+def settle(setup: Setup, state: TrainState, batch: Batch) -> None:
+    """Let DDP order its buckets, which it does after the first backward pass, before a step counts.
+
+    From three processes on sums are rounded by their place in a bucket: without this the first
+    step after a resume would not have the bits of the same step in a run that was never stopped.
+    """
+    buffers = batch_norm_buffers(state.net)
+    before = [buffer.clone() for buffer in buffers]
+    state.net.train()
+    gradients(setup, state, placed(batch, setup.engine.device))
+    state.optimizer.zero_grad()
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(old)
+
+
+def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
+    """Gradients of the batch's mean loss, which is given; None where memory did not suffice."""
+    config, world = setup.config, setup.engine.world
+    # Dropout follows from (seed, position, process).
+    torch.manual_seed(config.seed + state.position + 1 + (world.rank << 32))
+    state.optimizer.zero_grad()
+    total = torch.zeros((), device=setup.engine.device)
+    parts = list(zip(batch.images.chunk(state.parts), batch.labels.chunk(state.parts), strict=True))
+    try:
+        for number in parts_of_a_step(state.forward, len(parts)):
+            images, labels = parts[number]
+            pixels = normalised(images, setup.constants)
+            with setup.engine.autocast():
+                logits = state.forward(pixels)
+            loss = cross_entropy(logits, labels, config.loss, config.label_smoothing)
+            loss = loss * (len(labels) / len(batch.labels))  # parts may differ by an image
+            loss.backward()
+            total += loss.detach()
+    except RuntimeError as error:  # torch's OutOfMemoryError is one
+        if not is_out_of_memory(error):
+            raise
+        # Outside this block the error, and with it the activations it refers to, is gone.
+        total = None
+    return total
+
+
+def placed(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.images.to(device), batch.labels.to(device))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; the CPU's allocator and oneDNN have no class for that."""
+    words = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
+
+
+def halve_parts(setup: Setup, state: TrainState, images: int, say: Callable[[str], None]) -> None:
+    """Work through a batch in twice as many parts; VitkitError where that is not possible."""
+    state.optimizer.zero_grad()
+    if setup.engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    now, wanted = math.ceil(images / state.parts), 2 * state.parts
+    advice = f"--accumulation {wanted} --resume auto, or a checkpointing that keeps less"
+    alone = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in state.net.modules())
+    if setup.engine.world.size > 1 or alone or now == 1:
+        # Other processes already wait for this one's gradients; batch norms see a part alone.
+        raise VitkitError(
+            f"step {state.step}: out of memory with {now} image(s) at once"
+            + (f" in process {setup.engine.world.rank}" if setup.engine.world.size > 1 else "")
+            + f"; the weights are as they were before; start again with {advice}"
+        )
+    state.parts = wanted
+    say(
+        f"step {state.step}: out of memory with {now} images at once; going on with "
+        f"{math.ceil(images / wanted)}, and the same batch"
+    )
+
+
+def check_finite(state: TrainState, limit: int) -> None:
+    """Diverged where more gradients than `limit` were not finite; waits for the device."""
+    if int(state.skipped) <= limit:
+        return
+    raise Diverged(
+        f"by step {state.step}: {int(state.skipped)} gradients were not finite, more than the "
+        f"{limit} tolerated; the weights are as they were before the last of them; start a new run "
+        "with a lower --learning-rate, or go on with --resume auto and a larger "
+        "--guard.skipped-steps"
+    )
+
+
+def on_device(
+    batches: Generator[Batch, None, None], device: torch.device
+) -> Generator[Batch, None, None]:
+    """The same batches; on CUDA each is copied on a stream of its own while the last is used."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+
+    def copies() -> Iterator[Batch]:
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                pinned = (batch.images.pin_memory(), batch.labels.pin_memory())
+                copied = Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
+            yield copied  # outside: the stream would stay the current one of whoever reads on
+
+    try:
+        copied = copies()
+        ahead = next(copied)
+        while True:
+            torch.cuda.current_stream(device).wait_stream(stream)
+            batch, ahead = ahead, next(copied)
+            for tensor in (batch.images, batch.labels):
+                tensor.record_stream(torch.cuda.current_stream(device))
+            yield batch
+    finally:
+        batches.close()
