@@ -296,8 +296,8 @@ def bad_loader():
 
     count, lock = [0], threading.Lock()
 
-    def spoiled(load):
-        def run(self, index, random):
+    def spoiled(image):
+        def run(self, index):
             with lock:
                 count[0] += 1
                 reached = count[0] == FAULT["image"]
@@ -305,11 +305,11 @@ def bad_loader():
                 if FAULT["how"] == "hangs":
                     time.sleep(1000)
                 raise RuntimeError("the loader died")
-            return load(self, index, random)
+            return image(self, index)
 
         return run
 
-    replaced(TrainingStream, "load", spoiled)
+    replaced(TrainingStream, "image", spoiled)
 
 
 def bad_disk():
@@ -358,19 +358,18 @@ def fill(path):
 
 def without_defence():
     """The negative controls: what the defence is against must then happen."""
+    from vitkit.data import pipeline
     from vitkit.training import loop, saving, state, step, storage, watch
 
     off = FAULT["without"]
     if off == "order":  # each process draws on its own
-        from vitkit.data.pipeline import TrainingStream
-
-        start = TrainingStream.__init__
+        start = pipeline.TrainingStream.__init__
 
         def init(self, *given, **named):
             start(self, *given, **named)
             self.seed += self.rank
 
-        TrainingStream.__init__ = init
+        pipeline.TrainingStream.__init__ = init
     elif off == "position":  # a resumed run reads the data from the beginning again
         original = state.TrainState.restore
 
@@ -390,6 +389,10 @@ def without_defence():
         state.TrainState.note = lambda self, norm, limit: None
     elif off == "halving":
         step.is_out_of_memory = lambda error: False
+    elif off == "settling":  # of DDP's buckets
+        loop.settle = lambda *given: None
+    elif off == "strictness":  # whatever fails in the loader is taken for a bad image
+        pipeline.ImageError = Exception
     elif off == "tolerance":  # of a save that fails
         loop.FAILED_SAVES = 1
     else:

@@ -77,18 +77,29 @@ def test_a_disk_that_stays_full_ends_the_run_which_goes_on_when_there_is_room(
     check_same_run(small_disk / "run", undisturbed)
 
 
+def write_that_fails(out, reference, call, rank, fault=None):
+    run = Run(
+        out, fault={"disk": True, "how": "fsync", "call": call, "rank": rank, **(fault or {})}
+    )
+    assert "Input/output error" in " ".join(run.done().words().split())
+    check_same_run(out, reference)
+
+
 def test_a_write_that_fails_is_told_and_tried_again_at_the_next_save(
     tmp_path, undisturbed, rounds, long, table
 ):
     number_of = max(1, rounds // 5) if long else 1
     for number in range(number_of):
-        draws = random.Random(number)
-        fault = {"disk": True, "how": "fsync", "call": draws.randint(1, 11), "rank": number % 2}
-        run = Run(tmp_path / f"{number}", fault=fault).done()
-        assert "Input/output error" in " ".join(run.words().split())
-        check_same_run(run.out, undisturbed)
+        call = random.Random(number).randint(1, 11)
+        write_that_fails(tmp_path / f"{number}", undisturbed, call, number % 2)
     table("an I/O error in a save of one process", number_of,
           "told; the run went on, 0 differing bits")  # fmt: skip
+
+
+@pytest.mark.usefixtures("long_only")
+def test_a_run_that_does_not_try_again_is_found_out(tmp_path, undisturbed):
+    with pytest.raises(AssertionError, match="exit code 1"):
+        write_that_fails(tmp_path / "run", undisturbed, 5, 1, fault={"without": "tolerance"})
 
 
 def tiny_state(seed=0, steps=3):

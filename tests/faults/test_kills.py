@@ -60,18 +60,28 @@ def test_killed_five_times_in_an_epoch_it_goes_on_to_the_same_bits(
     table(f"{kills} kills in one epoch", chains, "0 differing bits")
 
 
+def stop_three(folder, sharding, fault=None):
+    words = ["--batch-size", "15", "--sharding", sharding]
+    reference = Run(folder / "reference", *words, processes=3, fault=fault).done().out
+    stopped = {"stop": True, "batch": 23, "rank": 0, **(fault or {})}
+    assert Run(folder / "run", *words, processes=3, fault=stopped).ended() == 143
+    Run(folder / "run", *words, processes=3, resume=True, fault=fault).done()
+    check_same_run(folder / "run", reference)
+
+
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_three_processes_go_on_to_the_same_bits(sharding, tmp_path, long, table):
     """Sums of three are rounded by their order, which must be the same after a resume."""
     if not long and sharding == "fsdp":
         pytest.skip("in the long version")
-    words = ["--batch-size", "15", "--sharding", sharding]
-    reference = Run(tmp_path / "reference", *words, processes=3).done().out
-    stopped = {"stop": True, "batch": 23, "rank": 0}
-    assert Run(tmp_path / "run", *words, processes=3, fault=stopped).ended() == 143
-    Run(tmp_path / "run", *words, processes=3, resume=True).done()
-    check_same_run(tmp_path / "run", reference)
+    stop_three(tmp_path, sharding)
     table(f"3 processes with {sharding}, SIGTERM", 1, "0 differing bits")
+
+
+@pytest.mark.usefixtures("long_only")
+def test_three_processes_whose_sums_change_their_order_are_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="differ"):
+        stop_three(tmp_path, "ddp", fault={"without": "settling"})
 
 
 @pytest.mark.usefixtures("long_only")

@@ -143,9 +143,19 @@ def test_a_run_that_does_not_halve_is_found_out(tmp_path):
         starve(tmp_path / "run", tmp_path, 30, fault={"without": "halving"})
 
 
-@pytest.mark.usefixtures("long_only")
-def test_memory_that_does_not_suffice_in_one_of_several_ends_all_with_the_remedy(tmp_path):
-    run = Run(tmp_path / "run", fault={"oom": True, "batch": 30, "rank": 1})
+def starve_one_of_several(out, fault=None):
+    run = Run(out, fault={"oom": True, "batch": 30, "rank": 1, **(fault or {})})
     assert run.ended(30) != 0
     assert "--accumulation 2 --resume auto" in " ".join(run.words().split())
-    Run(tmp_path / "run", "--accumulation", "2", resume=True).done()
+    Run(out, "--accumulation", "2", resume=True).done()
+
+
+@pytest.mark.usefixtures("long_only")
+def test_memory_that_does_not_suffice_in_one_of_several_ends_all_with_the_remedy(tmp_path):
+    starve_one_of_several(tmp_path / "run")
+
+
+@pytest.mark.usefixtures("long_only")
+def test_a_run_of_several_that_does_not_know_its_want_of_memory_is_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="--accumulation 2"):
+        starve_one_of_several(tmp_path / "run", fault={"without": "halving"})

@@ -163,6 +163,12 @@ def test_a_loader_that_dies_ends_the_run_with_its_words(tmp_path, rounds, table)
 
 
 @pytest.mark.usefixtures("long_only")
+def test_a_run_that_bears_whatever_its_loader_does_is_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="step 60/60"):
+        loader(tmp_path / "run", "dies", fault={"without": "strictness"})
+
+
+@pytest.mark.usefixtures("long_only")
 def test_a_run_with_endless_patience_is_found_out(tmp_path):
     with pytest.raises(AssertionError, match="not ended"):
         loader(tmp_path / "run", "hangs", patience="0")
