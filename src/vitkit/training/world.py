@@ -182,9 +182,10 @@ def start(work: Callable[[Any], int], argument: Any, processes: int) -> int:
         start_processes,
     )
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    meeting = socket.socket()  # held, so that nobody else is given its port while they start
+    meeting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    meeting.bind(("127.0.0.1", 0))
+    port = meeting.getsockname()[1]
     context = start_processes(
         process, (work, argument, processes, port), nprocs=processes, join=False
     )
@@ -210,6 +211,7 @@ def start(work: Callable[[Any], int], argument: Any, processes: int) -> int:
     except ProcessRaisedException:
         return 1
     finally:
+        meeting.close()
         for number, handler in before.items():
             # A scheduler's second SIGTERM must not change the exit code of what has ended well.
             late = number in received and number == signal.SIGTERM
