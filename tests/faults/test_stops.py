@@ -4,6 +4,7 @@ import random
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from runs import SLOWLY, STEPS, Run, check_same_run, records, steps_saved
@@ -80,6 +81,45 @@ def test_sigterm_saves_the_last_step_and_ends_all_within_seconds(
 def test_a_run_that_does_not_listen_to_sigterm_is_found_out(tmp_path):
     with pytest.raises(AssertionError):
         stop(tmp_path / "run", "everyone", "training", False, 0.5, fault={"without": "signals"})
+
+
+def orphan(out, early, fault=None):
+    """The launcher is killed, perhaps while the others still start -> they stop and save."""
+    run = Run(out, fault={"slow": 0.3, **(fault or {})}, launcher="gpus")
+    if early:
+        while len(starting(run.processes[0].pid)) < 2:
+            time.sleep(0.02)
+        time.sleep(0.5)  # until they have read what they are to do
+        assert not run.ranks()
+    else:
+        until_step(run.training(), 5)
+    run.processes[0].kill()
+    until = time.monotonic() + 60
+    while len(run.ranks()) < 2:
+        assert time.monotonic() < until, run.words()
+        time.sleep(0.02)
+    run.ended(30)
+    done = max((r["step"] for r in records(out, "train")), default=0)
+    assert steps_saved(out)[:1] == [done]
+    assert done < STEPS, "the others went on alone"
+
+
+def starting(launcher):
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_when_the_launcher_is_killed_the_others_stop_and_save(early, tmp_path, table):
+    orphan(tmp_path / "run", early)
+    when = "while the others start" if early else "while they train"
+    table(f"kill -9 of the launcher {when}", 1, "they stopped, the last step saved")
+
+
+@pytest.mark.usefixtures("long_only")
+def test_processes_that_do_not_miss_their_launcher_are_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="went on alone"):
+        orphan(tmp_path / "run", early=True, fault={"without": "launcher"})
 
 
 ENDED = 30.0  # seconds from a death or a hang to the end of all processes

@@ -51,6 +51,15 @@ def test_lines_wait_for_a_disk_that_is_full_and_lose_nothing(log, monkeypatch):
     assert steps(log) == [1, 2, 3, 4]
 
 
+def test_what_waits_is_written_at_the_end_at_the_latest(log):
+    path = log.path
+    with log:
+        log.path = path.parent / "no such folder" / "metrics.jsonl"
+        log.record(1, "train", {})
+        log.path = path
+    assert steps(log) == [1]
+
+
 def test_what_waits_is_cut_back_as_well(log):
     log.record(1, "train", {})
     path = log.path
