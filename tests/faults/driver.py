@@ -103,29 +103,28 @@ def kill_in_save():
 
     stage, left = FAULT["stage"], [FAULT["save"]]
 
-    def count(last=lambda: None):
-        left[0] -= 1
-        if not left[0]:
+    def at(name, last=lambda: None):
+        left[0] -= stage == name
+        if stage == name and not left[0]:
             last()
             die()
 
     def save_file(original):
         def run(tensors, path, **named):
-            if here() and stage == "nothing written":
-                count()
+            if here():
+                at("nothing written")
             original(tensors, path, **named)
-            if here() and stage == "shard half written":
-                count(lambda: os.truncate(path, os.path.getsize(path) // 2))
-            if here() and stage == "shard unsynced":
-                count()
+            if here():
+                at("shard half written", lambda: os.truncate(path, os.path.getsize(path) // 2))
+                at("shard unsynced")
 
         return run
 
     def write_data(original):
         def run(*given):
             found = original(*given)
-            if here() and stage == "shard synced":
-                count()
+            if here():
+                at("shard synced")
             return found
 
         return run
@@ -133,8 +132,7 @@ def kill_in_save():
     def commit(original):
         def run(fresh, folder, files, progress):
             half = json.dumps({"step": progress["step"], "files": files})[:50]
-            if stage == "manifest half written":
-                count(lambda: (fresh / "manifest.json").write_text(half))
+            at("manifest half written", lambda: (fresh / "manifest.json").write_text(half))
             original(fresh, folder, files, progress)
 
         return run
@@ -142,20 +140,19 @@ def kill_in_save():
     def rename(original):
         def run(self, target):
             of_state = Path(target).name.startswith("step-")
-            if of_state and stage == "not yet renamed":
-                count()
+            if of_state:
+                at("not yet renamed")
             found = original(self, target)
-            if of_state and stage == "renamed":
-                count()
+            if of_state:
+                at("renamed")
             return found
 
         return run
 
     def rmtree(original):
         def run(path, **named):
-            of_state = Path(path).name.startswith(".step-") and str(path).endswith(".old")
-            if of_state and stage == "old state half removed":
-                count(lambda: next(Path(path).glob("shard-*")).unlink())
+            if Path(path).name.startswith(".step-") and str(path).endswith(".old"):
+                at("old state half removed", lambda: next(Path(path).glob("shard-*")).unlink())
             original(path, **named)
 
         return run
@@ -258,7 +255,10 @@ def out_of_memory():
     from vitkit.training import step
 
     wanted = []
-    at_batch(lambda setup, state: wanted.append(True))
+    if FAULT["oom"] == "at once":
+        wanted += [True] if here() else []
+    else:
+        at_batch(lambda setup, state: wanted.append(True))
 
     def spoiled(cross_entropy):
         def run(*given):

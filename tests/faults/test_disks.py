@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from runs import SLOWLY, Run, check_same_run, steps_saved
+from runs import SLOWLY, Run, check_same_run, records, steps_saved
 
 from vitkit.models.variants import build
 from vitkit.training import saving
@@ -90,10 +90,18 @@ def test_a_write_that_fails_is_told_and_tried_again_at_the_next_save(
 ):
     number_of = max(1, rounds // 5) if long else 1
     for number in range(number_of):
-        call = random.Random(number).randint(1, 11)
-        write_that_fails(tmp_path / f"{number}", undisturbed, call, number % 2)
+        rank, first = number % 2, (6, 2)[number % 2]  # after the save with which a run begins
+        call = first + random.Random(number).randint(0, 10)
+        write_that_fails(tmp_path / f"{number}", undisturbed, call, rank)
     table("an I/O error in a save of one process", number_of,
           "told; the run went on, 0 differing bits")  # fmt: skip
+
+
+def test_a_disk_that_takes_no_state_ends_the_run_before_its_first_step(tmp_path):
+    run = Run(tmp_path / "run", fault={"disk": True, "how": "fsync", "call": 1, "rank": 1})
+    assert run.ended() == 1
+    assert "cannot be written: process 1: [Errno 5] Input" in " ".join(run.words().split())
+    assert not records(run.out, "train")
 
 
 @pytest.mark.usefixtures("long_only")

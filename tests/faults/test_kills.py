@@ -125,6 +125,15 @@ def test_killed_in_a_stage_of_a_save_the_old_or_the_new_state_is_whole(
 
 
 @pytest.mark.usefixtures("long_only")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_in_the_last_save_the_other_process_tells(rank, tmp_path):
+    fault = {"stage": "shard unsynced", "save": 1 + STEPS // 5, "rank": rank}
+    run = Run(tmp_path / "run", fault=fault)
+    assert run.ended() != 0
+    assert "another process of the run ended" in " ".join(run.words().split())
+
+
+@pytest.mark.usefixtures("long_only")
 def test_a_state_that_is_written_in_its_place_is_found_out(tmp_path):
     with pytest.raises(AssertionError, match="not whole"):
         kill_in_save(

@@ -156,6 +156,14 @@ def test_memory_that_does_not_suffice_in_one_of_several_ends_all_with_the_remedy
 
 
 @pytest.mark.usefixtures("long_only")
+def test_memory_that_does_not_suffice_while_buckets_settle_ends_all_with_the_remedy(tmp_path):
+    fault = {"oom": "at once", "rank": 1}
+    run = Run(tmp_path / "run", "--batch-size", "15", processes=3, fault=fault)
+    assert run.ended(30) != 0
+    assert "--accumulation 2 --resume auto" in " ".join(run.words().split())
+
+
+@pytest.mark.usefixtures("long_only")
 def test_a_run_of_several_that_does_not_know_its_want_of_memory_is_found_out(tmp_path):
     with pytest.raises(AssertionError, match="--accumulation 2"):
         starve_one_of_several(tmp_path / "run", fault={"without": "halving"})

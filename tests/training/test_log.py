@@ -21,7 +21,7 @@ def test_it_is_cut_back_to_the_bytes_of_a_state(log):
     at_state = log.size()
     log.record(2, "train", {"loss": float("nan")})
     assert steps(log) == [1, 2] and json.loads(log.path.read_text().splitlines()[1])["loss"] is None
-    log.cut_back(at_state)
+    log.cut_back(at_state, 1)
     log.record(3, "train", {"loss": 1.0})
     assert steps(log) == [1, 3]
 
@@ -32,9 +32,19 @@ def test_half_a_line_is_dropped(log, lost):
         log.record(step, "train", {"loss": 2.0})
     size = log.size()
     log.path.write_bytes(log.path.read_bytes()[:-lost])  # a machine lost its power
-    log.cut_back(size)
+    log.cut_back(size, 2)
     log.record(3, "train", {"loss": 1.0})
     assert steps(log) == [1, 3]
+
+
+def test_lines_that_lie_in_the_place_of_lost_ones_are_dropped(log):
+    for step in (1, 2):
+        log.record(step, "train", {"loss": 2.0})
+    size = log.size()
+    log.path.write_bytes(log.path.read_bytes()[: size // 2])  # the second was never written
+    log.record(3, "train", {"loss": 1.0})  # of a run that went on from step 2, and was killed
+    log.cut_back(size, 2)
+    assert steps(log) == [1]
 
 
 def test_lines_wait_for_a_disk_that_is_full_and_lose_nothing(log, monkeypatch):
@@ -71,7 +81,7 @@ def test_what_waits_is_cut_back_as_well(log):
     log.path = path.parent / "no such folder" / "metrics.jsonl"
     log.record(3, "train", {})
     log.path = path
-    log.cut_back(at_state)
+    log.cut_back(at_state, 2)
     assert len(log.unwritten) == waiting
     log.record(4, "train", {})
     assert steps(log) == [1, 2, 4]

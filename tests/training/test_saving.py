@@ -1,8 +1,12 @@
 """Resumable states: whole or absent, verified, kept by twos."""
 
+import errno
 import json
+import math
+import os
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitkit.models.variants import build
-from vitkit.training import storage
+from vitkit.training import saving, storage
 from vitkit.training.config import TrainConfig
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
@@ -178,6 +182,36 @@ def test_a_sealed_manifest_may_lie(tmp_path, change, problem):
     assert problem in problem_with(folder)
 
 
+@pytest.mark.parametrize(("speed", "patient"), [(1.0, True), (math.inf, False)])
+def test_waiting_for_a_disk_calls_beat_as_long_as_a_slow_one_takes(
+    tmp_path, monkeypatch, speed, patient
+):
+    """The watchdog must not end a run whose states are large, and must where the disk hangs."""
+    original, beats = storage.save_file, []
+    monkeypatch.setattr(saving, "SLOW_DISK", speed)
+    monkeypatch.setattr(storage, "save_file", lambda *a, **k: (time.sleep(2.5), original(*a, **k)))
+    saver = Saver(tmp_path, beat=lambda: beats.append(time.monotonic()))
+    saver.begin(trained_state())
+    assert saver.finish() is None
+    assert len(beats) >= 2 if patient else not beats
+
+
+def test_a_manifest_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch):
+    folder = save_state(tmp_path, trained_state())
+    original = Path.open
+
+    def failing(self, *given, **named):
+        if self.name == MANIFEST:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return original(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(StateError, match=r"manifest.json: cannot be read \(Input/output error\)"):
+        newest_state(tmp_path)
+    monkeypatch.undo()
+    assert newest_state(tmp_path) == (folder, [])
+
+
 def test_a_state_is_saved_while_the_weights_go_on(tmp_path, monkeypatch):
     """What is written is what was there when the save began."""
     go_on = threading.Event()
@@ -185,7 +219,7 @@ def test_a_state_is_saved_while_the_weights_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "save_file", lambda *a, **k: (go_on.wait(), original(*a, **k))[1])
     state, saver = trained_state(), Saver(tmp_path)
     expected = {name: tensor.clone() for name, tensor in everything(state).items()}
-    assert saver.begin(state) is None
+    saver.begin(state)
     with torch.no_grad():
         for parameter in state.net.parameters():
             parameter.add_(1)

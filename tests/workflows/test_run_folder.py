@@ -51,6 +51,15 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(capsys):
     assert "/proc/vitkit/run: cannot be written" in said and "choose another --out" in said
 
 
+def test_states_that_cannot_be_written_are_told_before_the_first_step(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    loop = tmp_path / "run" / "checkpoints"
+    loop.symlink_to(loop)
+    said = refused(capsys, "--out", str(tmp_path / "run"), "--resume", "auto")
+    assert f"{loop}: cannot be written" in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
 def test_a_disk_without_room_is_told_before_the_first_step(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(
         run_folder.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000)
@@ -148,7 +157,26 @@ def test_what_is_no_bundle_any_more_is_set_aside_and_the_run_goes_on(run):
         (run / name / "config.json").write_text("{")
     assert main([*WORDS, "--out", str(run), "--resume", "auto"]) == 0
     assert vitkit.load(run / "last") and (run / "damaged-last").is_dir()
+    assert vitkit.load(run / "best")
     assert (run / "checkpoints" / "step-00000008").is_dir()
+
+
+def test_what_was_set_aside_stays(run):
+    for text in ("{", "["):
+        (run / "best" / "config.json").write_text(text)
+        (run / "best" / "mine").write_text(text)
+        assert main([*WORDS, "--out", str(run), "--resume", "auto"]) == 0
+    aside = [run / name / "mine" for name in ("damaged-best", "damaged-best-2")]
+    assert [path.read_text() for path in aside] == ["{", "["]
+
+
+def test_a_bundle_of_a_newer_version_is_no_damage_and_stays(capsys, run):
+    path = run / "best" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 9}))
+    before = files(run)
+    said = refused(capsys, "--out", str(run), "--resume", "auto", code=2)
+    assert "best: is a bundle of format 9; this version of vitkit writes 1" in said
+    assert files(run) == before
 
 
 def test_two_runs_of_one_process_may_follow_each_other(tmp_path):

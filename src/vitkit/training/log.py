@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -89,8 +90,8 @@ class RunLog:
     def written(self) -> int:
         return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
 
-    def cut_back(self, size: int) -> None:
-        """Drop what was recorded after a state in which the lines had this many bytes."""
+    def cut_back(self, size: int, step: int) -> None:
+        """Drop what was recorded after the state of a step, in which the lines had `size` bytes."""
         written = self.written()
         self.unwritten = self.unwritten[: max(0, size - written)]
         if self.path is None or not written:
@@ -98,6 +99,10 @@ class RunLog:
         kept = self.path.read_bytes()[:size]
         if not self.unwritten:  # a machine that lost its power may have kept half a line
             kept = kept[: kept.rfind(b"\n") + 1]
+            # Where a state counted lines that a full disk did not take before a kill, later ones
+            # may lie in their place.
+            while kept and step_of(last := kept[kept.rfind(b"\n", 0, -1) + 1 :]) > step:
+                kept = kept[: -len(last)]
         if len(kept) < written:
             os.truncate(self.path, len(kept))
 
@@ -115,6 +120,13 @@ class RunLog:
         if not self.console.is_terminal and due:
             self.spoken = now
             self.say(f"step {step}/{self.steps}  {text}")
+
+
+def step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def memory_used() -> int:

@@ -34,6 +34,7 @@ from vitkit.training.step import (
     train_step,
 )
 from vitkit.training.stopping import Interrupted, StopNow, StopSignals
+from vitkit.training.storage import StateError
 from vitkit.training.watch import Patience
 from vitkit.training.world import from_main, mean, most, most_of
 
@@ -79,10 +80,11 @@ class Training:
         Raises Diverged, StateError where states cannot be saved, and Interrupted when Ctrl-C or
         SIGTERM came, with the state saved.
         """
-        self.log.cut_back(self.state.logged_bytes)
+        self.log.cut_back(self.state.logged_bytes, self.state.step)
         with self.patience, self.stop:
             if from_main(lambda: not states_in(self.checkpoints)):
-                self.save()  # something to go back to; and where saving fails, it fails early
+                self.save()  # something to go back to
+                self.finish_saving()  # where states cannot be saved, that is told now
             self.batches = self.batches_ahead()
             try:
                 while self.between_steps():
@@ -137,7 +139,7 @@ class Training:
             read = self.state.step % config.log_every == 0
         save = 0 < config.save_minutes * 60 <= now - self.saved_when
         stopped, read, save = most_of(self.stop.received or 0, read, save)
-        return stopped, bool(read), bool(save) and self.saved_at < self.state.step
+        return stopped, bool(read), bool(save)
 
     def read(self) -> tuple[float, int] | None:
         """Read and log the losses since the last time -> a spike, and how many steps ago it was.
@@ -204,7 +206,7 @@ class Training:
         best = state.best  # best/ stays, whatever the run has seen since
         load_state(folder, state)
         state.best = best
-        self.log.cut_back(state.logged_bytes)
+        self.log.cut_back(state.logged_bytes, state.step)
         values = {"spike_at": step, "left_out": [state.position, past - 1], "rewinds": rewinds}
         state.position, state.rewinds = past, rewinds
         self.saved_at = state.step
@@ -255,19 +257,18 @@ class Training:
         return 0
 
     def save(self) -> None:
-        """Start saving; what became of the state before is told, and too many failures raised."""
+        """Start saving; before that a failure of the last save is told, one too many raised."""
         self.patience.beat()
+        problem = self.saver.finish()
+        self.failed_saves = 0 if problem is None else self.failed_saves + 1
+        if problem is not None:
+            if self.failed_saves == FAILED_SAVES or not isinstance(problem, StateError):
+                raise problem
+            self.log.say(f"{problem}; going on, and trying again now")
         self.state.logged_bytes = self.log.size()
-        problem = self.saver.begin(self.state)
+        self.saver.begin(self.state)
         self.saved_at, self.saved_when = self.state.step, time.perf_counter()
         self.meter.restart()
-        if problem is None:
-            self.failed_saves = 0
-            return
-        self.failed_saves += 1
-        if self.failed_saves == FAILED_SAVES:
-            raise problem
-        self.log.say(f"{problem}; going on, and trying again at the next save")
 
     def finish_saving(self) -> None:
         problem = self.saver.finish()

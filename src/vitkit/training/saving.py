@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
+from vitkit.errors import VitkitError
 from vitkit.training.config import TrainConfig
 from vitkit.training.state import TrainState
 from vitkit.training.storage import (
@@ -28,10 +30,11 @@ from vitkit.training.storage import (
     shapes_in,
     write_state,
 )
-from vitkit.training.world import rank_and_size, together
+from vitkit.training.world import another_ended, rank_and_size, together
 
 FLOAT32 = 4  # bytes
 KEPT = 2  # states kept in a run directory
+SLOW_DISK = 10e6  # bytes a second; as long as such a one takes, nothing is thought to hang
 NICE = 10  # how much the writing thread gives way to training
 
 
@@ -46,7 +49,8 @@ class Damaged:
 class Saver:
     """Writes states in the background; training waits for the copy only.
 
-    All processes use it alike. One state is written at a time: `begin` waits for the one before.
+    All processes use it alike, and call `finish` before they begin another. While that waits, it
+    calls `beat`, for as long as a slow disk may take.
     The copy is kept, and costs as much host memory as weights, optimizer and average of a process.
     """
 
@@ -62,31 +66,29 @@ class Saver:
         )  # fmt: skip
         self.stager = DefaultStager(options)
         self.thread: threading.Thread | None = None
-        self.problem: StateError | None = None
+        self.problem: VitkitError | None = None
+        self.seconds = 0.0
 
-    def begin(self, state: TrainState) -> StateError | None:
-        """Save the state as it is now -> what became of the one before, None if it is whole."""
-        problem = self.finish()
+    def begin(self, state: TrainState) -> None:
+        """Save the state as it is now."""
         folder = folder_of(self.checkpoints, state.step)
         tensors = tensors_of(state)
+        self.seconds = sum(tensor.nbytes for tensor in tensors.values()) / SLOW_DISK
         copy: Any = self.stager.stage(share_of(tensors))
         arguments = (folder, copy, set(tensors), state.progress())
         self.thread = threading.Thread(target=self.write, args=arguments, daemon=True)
         self.thread.start()
-        return problem
 
-    def finish(self) -> StateError | None:
+    def finish(self) -> VitkitError | None:
         """Wait until the last state is written -> what went wrong, None if nothing did.
 
-        While it grows, `beat` is called: a slow disk is no reason to lose patience.
+        A StateError where another save may succeed.
         """
-        written = 0
+        until = time.monotonic() + self.seconds
         while self.thread is not None and self.thread.is_alive():
             self.thread.join(1.0)
-            now = sum(size_of(path) for path in self.checkpoints.glob(".step-*/*"))
-            if now != written:
+            if time.monotonic() < until:
                 self.beat()
-            written = now
         self.thread = None
         problem, self.problem = self.problem, None
         return problem
@@ -102,12 +104,17 @@ class Saver:
         except StateError as error:
             self.problem = error
             return
-        except Exception as error:  # told at the next `begin` or `finish`, not lost in a thread
-            self.problem = StateError(f"{folder}: cannot be written: {error}")
+        except Exception as error:  # told by `finish`, not lost in a thread
+            self.problem = another_ended(error) or StateError(
+                f"{folder}: cannot be written: {error}"
+            )
             return
         if rank_and_size()[0] == 0:
             with suppress(OSError, StateError):  # the next save tries again
                 rotate(self.checkpoints, folder)
+        if self.group is not None:  # who ends sooner would have this one killed while it removes
+            with suppress(RuntimeError):  # another process has ended; the state is whole
+                dist.barrier(self.group)
 
 
 def state_bytes(parameters: int, config: TrainConfig) -> int:
@@ -124,12 +131,6 @@ def save_state(checkpoints: Path, state: TrainState) -> Path:
     if problem is not None:
         raise problem
     return folder_of(checkpoints, state.step)
-
-
-def size_of(path: Path) -> int:
-    with suppress(OSError):  # it may be gone
-        return path.stat().st_size
-    return 0
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:

@@ -120,7 +120,8 @@ def settle(setup: Setup, state: TrainState, batch: Batch) -> None:
     buffers = batch_norm_buffers(state.net)
     before = [buffer.clone() for buffer in buffers]
     state.net.train()
-    gradients(setup, state, placed(batch, setup.engine.device))
+    if gradients(setup, state, placed(batch, setup.engine.device)) is None:
+        halve_parts(setup, state, len(batch.labels), print)  # of several it lets none go on
     state.optimizer.zero_grad()
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(old)

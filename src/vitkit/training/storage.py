@@ -139,8 +139,8 @@ def write_state(
     """Write a state, by all processes together; each gives the tensors it is to write.
 
     Sharded tensors are given by all that hold a part, others by one; `names` are those of all.
-    Raises StateError, in all
-    processes where one fails; then nothing is left of it.
+    Raises StateError, in all processes where one fails, and what the connections between them
+    raise where one has ended. What was written then is removed.
     """
     writer = StateWriter(folder, names, progress)
     try:
@@ -148,7 +148,7 @@ def write_state(
     except BaseException as error:
         if writer.fresh is not None:
             shutil.rmtree(writer.fresh, ignore_errors=True)
-        if not isinstance(error, Exception) and not hasattr(error, "failures"):
+        if not hasattr(error, "failures"):
             raise
         raise StateError(f"{folder}: cannot be written: {reasons(error)}") from error
 
@@ -190,12 +190,16 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     another version, and for files that cannot be read now; that is no damage.
     """
     path = folder / MANIFEST
-    if not path.is_file():  # a pipe would keep us waiting
-        return f"{path}: missing"
     try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return f"{path}: missing"
         manifest = read_json(path)
         sealed = manifest.pop("sha256", None) == seal(manifest)
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (CheckpointError, RecursionError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(path, error.__cause__) from error
         return f"{path}: damaged ({str(error).removeprefix(f'{path}: ')})"
     if not sealed:
         return f"{path}: damaged, its content is not what its SHA-256 says"
@@ -227,15 +231,18 @@ def wrong_with(path: Path, expected: dict[str, Any]) -> str | None:
             return f"{path}: damaged: {found:,} bytes, the manifest says {expected.get('bytes')}"
         sha256 = facts_of(path)["sha256"]
     except OSError as error:
-        raise StateError(
-            f"{path}: cannot be read ({error.strerror}); see to the disk, and try again"
-        ) from error
+        raise unreadable(path, error) from error
     if sha256 != expected.get("sha256"):
         return (
             f"{path}: damaged: its SHA-256 is {sha256[:12]}..., the manifest says "
             f"{str(expected.get('sha256'))[:12]}..."
         )
     return None
+
+
+def unreadable(path: Path, error: OSError) -> StateError:
+    why = error.strerror or error
+    return StateError(f"{path}: cannot be read ({why}); see to the disk, and try again")
 
 
 def facts_of(path: Path) -> dict[str, Any]:

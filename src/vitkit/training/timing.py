@@ -12,11 +12,11 @@ from vitkit.data.pipeline import Batch, TrainingStream
 from vitkit.training.step import (
     EVALUATIONS,
     Setup,
-    check_finite,
     on_device,
     train_step,
     with_optimizer,
 )
+from vitkit.training.watch import Patience
 from vitkit.training.world import most
 
 WARMUP, SECONDS = 3, 5.0  # steps not timed, then time spent on timing
@@ -46,16 +46,23 @@ def seconds_of_a_step(
     trial = with_optimizer(net, forward, replace(setup.config, polyak=0.0))
     kept = {name: buffer.clone() for name, buffer in net.named_buffers()}  # batch norms' means
     batches = on_device(stream, setup.engine.device)
+    patience = Patience(setup.config.engine.patience)
+
+    def step() -> None:
+        train_step(setup, trial, next(batches), 0.0)
+        patience.beat()
+
     try:
-        for _ in range(WARMUP):
-            train_step(setup, trial, next(batches), 0.0)
-        check_finite(trial, 0)  # waits for the device
-        timed, begin = 0, time.perf_counter()
-        while most(time.perf_counter() - begin < SECONDS or timed < WARMUP):
-            train_step(setup, trial, next(batches), 0.0)
-            timed += 1
-        check_finite(trial, 0)
-        return (time.perf_counter() - begin) / timed
+        with patience:
+            for _ in range(WARMUP):
+                step()
+            int(trial.skipped)  # waits for the device
+            timed, begin = 0, time.perf_counter()
+            while most(time.perf_counter() - begin < SECONDS or timed < WARMUP):
+                step()
+                timed += 1
+            int(trial.skipped)
+            return (time.perf_counter() - begin) / timed
     finally:
         batches.close()
         trial.optimizer.zero_grad()

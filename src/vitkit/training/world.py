@@ -75,19 +75,23 @@ def joined(device: torch.device) -> Iterator[World]:
         with Heartbeats(store, rank, size):
             yield world
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise VitkitError(
-                f"another process of the run ended; its words, if it had any, are near these "
-                f"({first_line(error)}); the same command with --resume auto goes on from the "
-                "newest state"
-            ) from error
-        raise
+        ended = another_ended(error)
+        if ended is None:
+            raise
+        raise ended from error
     # Not after an error: NCCL would wait here for the others, who do not know of it.
     dist.destroy_process_group()
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def another_ended(error: BaseException) -> VitkitError | None:
+    """What an error says where it came from the connections between the processes."""
+    if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        return None
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return VitkitError(
+        f"another process of the run ended; its words, if it had any, are near these "
+        f"({first_line}); the same command with --resume auto goes on from the newest state"
+    )
 
 
 def rank_and_size() -> tuple[int, int]:

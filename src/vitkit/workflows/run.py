@@ -119,6 +119,8 @@ def train_run(
                 stream = training_stream(task, config, world)
                 if opened.saved:
                     load_state(opened.saved, state)
+                    if from_main(lambda: not (folder / "best").exists()):
+                        state.best, state.evaluated_at = {}, 0  # it was damaged: made up for
                 else:
                     steps = length(setup, state, stream, task, began)
                     setup = replace(setup, steps=steps)

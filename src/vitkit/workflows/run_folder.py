@@ -18,13 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-from vitkit.checkpoints.bundle import refuse_to_replace
+from vitkit.checkpoints.bundle import FORMAT_VERSION, refuse_to_replace
+from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.data.sources import Subset
 from vitkit.errors import UsageError, VitkitError
 from vitkit.files import sync, write_whole
 from vitkit.training.config import HARMLESS, TrainConfig, flat, to_json
-from vitkit.training.saving import KEPT, clear_leftovers, newest_state, set_aside
+from vitkit.training.saving import KEPT, clear_leftovers, newest_state, set_aside, states_in
 from vitkit.training.step import Setup
 from vitkit.workflows.task import Task
 
@@ -66,6 +67,8 @@ def open_run(
     fresh = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         check_writable(folder)
+        if os.path.lexists(folder / "checkpoints"):
+            check_writable(folder / "checkpoints")
         lock(folder, wait=resume is not None)
     except BaseException:
         remove(fresh)
@@ -82,7 +85,7 @@ def open_run(
                 "start would replace; give another --out, or leave out --resume"
             )
         recorded = check_resumed(folder, kind, config, task, parent) if saved else {}
-        check_room(folder, state_bytes)
+        check_room(folder, state_bytes, [one.folder for one in damaged])
         for sentence in set_aside(damaged):
             print(f"passed over: {sentence}", file=sys.stderr)
         clear_leftovers(folder / "checkpoints")
@@ -107,11 +110,19 @@ def remove(fresh: list[Path]) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """UsageError where a run's files are pipes, folders or the like."""
+    """UsageError where a run's files are pipes, folders or the like, or of a newer version."""
     for name in ("config.json", "metrics.jsonl"):
         path = folder / name
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: is no regular file; move it away")
+    for name in ("best", "last"):
+        with suppress(CheckpointError):
+            made = read_json(folder / name / "config.json").get("format_version")
+            if isinstance(made, int) and made > FORMAT_VERSION:
+                raise UsageError(
+                    f"{folder / name}: is a bundle of format {made}; this version of vitkit writes "
+                    f"{FORMAT_VERSION}; resume the run with the version that wrote it"
+                )
 
 
 def mend_bundle(path: Path) -> None:
@@ -127,8 +138,10 @@ def mend_bundle(path: Path) -> None:
     try:
         refuse_to_replace(path)
     except CheckpointError:  # no bundle any more; the run will write another
-        aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        aside, number = path.with_name(f"damaged-{path.name}"), 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"damaged-{path.name}-{number}")
         path.rename(aside)
         print(f"passed over: {path}: damaged; it is now {aside.name}", file=sys.stderr)
 
@@ -175,13 +188,15 @@ def check_writable(folder: Path) -> None:
         with suppress(OSError):
             trial.unlink(missing_ok=True)
         raise VitkitError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+            f"{folder}: cannot be written ({error.strerror}); see to its permissions, or "
+            "choose another --out"
         ) from error
 
 
-def check_room(folder: Path, state_bytes: int) -> None:
+def check_room(folder: Path, state_bytes: int, damaged: list[Path]) -> None:
     """VitkitError where the disk has no room for the states of a run."""
-    there = sum(p.stat().st_size for p in (folder / "checkpoints").glob("step-*/*"))
+    states = [f for f in states_in(folder / "checkpoints") if f not in damaged]
+    there = sum(path.stat().st_size for state in states for path in state.iterdir())
     needed = (KEPT + 1) * state_bytes + 2**20 - there  # those kept, one being written, the log
     free = shutil.disk_usage(folder).free
     if free < needed:
