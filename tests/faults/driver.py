@@ -99,8 +99,6 @@ def slow_save():
 
 def kill_in_save():
     """Die in the n-th save, in one of its stages."""
-    from vitkit.training import saving, storage
-
     stage, left = FAULT["stage"], [FAULT["save"]]
 
     def at(name, last=lambda: None):
@@ -108,6 +106,13 @@ def kill_in_save():
         if stage == name and not left[0]:
             last()
             die()
+
+    while_shards_are_written(at)
+    while_the_folder_is_completed(at)
+
+
+def while_shards_are_written(at):
+    from vitkit.training import storage
 
     def save_file(original):
         def run(tensors, path, **named):
@@ -128,6 +133,13 @@ def kill_in_save():
             return found
 
         return run
+
+    replaced(storage, "save_file", save_file)
+    replaced(storage.StateWriter, "write_data", write_data)
+
+
+def while_the_folder_is_completed(at):
+    from vitkit.training import saving, storage
 
     def commit(original):
         def run(fresh, folder, files, progress):
@@ -157,8 +169,6 @@ def kill_in_save():
 
         return run
 
-    replaced(storage, "save_file", save_file)
-    replaced(storage.StateWriter, "write_data", write_data)
     replaced(storage, "commit", commit)
     replaced(Path, "rename", rename)
     replaced(saving.shutil, "rmtree", rmtree)
