@@ -97,6 +97,19 @@ def slow_save():
     replaced(storage, "save_file", slowed)
 
 
+def slow_rotation():
+    from vitkit.training import saving
+
+    def slowed(rotate):
+        def run(*given):
+            time.sleep(FAULT["slow_rotation"])
+            rotate(*given)
+
+        return run
+
+    replaced(saving, "rotate", slowed)
+
+
 def kill_in_save():
     """Die in the n-th save, in one of its stages."""
     stage, left = FAULT["stage"], [FAULT["save"]]
@@ -393,6 +406,8 @@ def without_defence():
         saving.problem_with = lambda *given: None
     elif off == "signals":
         loop.StopSignals.CAUGHT = ()
+    elif off == "waiting":  # for the process that verifies and removes old states
+        saving.dist.barrier = lambda *given: None
     elif off == "heartbeats":
         watch.SILENCE = 10**6
     elif off == "launcher":
@@ -432,6 +447,7 @@ ARRANGED = {
     "slow": slow_steps,
     "slow_evaluation": slow_evaluation,
     "slow_save": slow_save,
+    "slow_rotation": slow_rotation,
     "stage": kill_in_save,
     "value": bad_number,
     "of": spike,

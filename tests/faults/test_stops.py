@@ -83,6 +83,26 @@ def test_a_run_that_does_not_listen_to_sigterm_is_found_out(tmp_path):
         stop(tmp_path / "run", "everyone", "training", False, 0.5, fault={"without": "signals"})
 
 
+def stop_slowly(out, fault=None):
+    """SIGTERM where the old states, which the first process removes, are large."""
+    run = Run(out, fault={"slow": 0.1, "slow_rotation": 10.0, **(fault or {})}, launcher="gpus")
+    until_step(run.training(), 8)
+    run.signal("launcher", signal.SIGTERM)
+    assert run.ended(60) == 143
+    assert "stopped by SIGTERM, the state saved" in " ".join(run.words().split())
+
+
+@pytest.mark.usefixtures("long_only")
+def test_a_process_that_still_removes_old_states_is_waited_for(tmp_path):
+    stop_slowly(tmp_path / "run")
+
+
+@pytest.mark.usefixtures("long_only")
+def test_a_process_that_is_not_waited_for_is_found_out(tmp_path):
+    with pytest.raises(AssertionError, match="stopped by SIGTERM"):
+        stop_slowly(tmp_path / "run", fault={"without": "waiting"})
+
+
 def orphan(out, early, fault=None):
     """The launcher is killed, perhaps while the others still start -> they stop and save."""
     run = Run(out, fault={"slow": 0.3, **(fault or {})}, launcher="gpus")
