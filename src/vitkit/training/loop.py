@@ -85,6 +85,7 @@ class Training:
             if from_main(lambda: not states_in(self.checkpoints)):
                 self.save()  # something to go back to
                 self.finish_saving()  # where states cannot be saved, that is told now
+                self.meter.restart()
             self.batches = self.batches_ahead()
             try:
                 while self.between_steps():
