@@ -172,8 +172,7 @@ def test_predict_writes_a_row_for_each_image_bad_ones_with_their_error(trained, 
     assert len(json.loads((tmp_path / "out.json").read_text())) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_resumes_to_the_same_bits_as_one_that_was_not(tmp_path, number):
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits_as_one_that_was_not(tmp_path):
     words = ["pretrain", "digits", "--steps", "60", "--batch-size", "16", "--out", "run",
              "--evaluate-every", "25", "--dropout", "0.1", "--polyak", "0.9"]  # fmt: skip
     for folder in ("stopped", "whole"):
@@ -183,9 +182,9 @@ def test_a_stopped_run_resumes_to_the_same_bits_as_one_that_was_not(tmp_path, nu
     metrics = tmp_path / "stopped" / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()) and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, said
+    assert process.returncode == 130, said
     assert "--resume auto" in said
     resumed = run(*words, "--resume", "auto", cwd=tmp_path / "stopped")
     assert resumed.returncode == 0, resumed.stderr
@@ -201,24 +200,6 @@ def test_a_stopped_run_resumes_to_the_same_bits_as_one_that_was_not(tmp_path, nu
         for path in (metrics, tmp_path / "whole" / "run" / "metrics.jsonl")
     ]  # fmt: skip
     assert steps[0] == steps[1]
-
-
-def test_kill_9_leaves_a_run_that_resumes_to_the_same_bits(tmp_path):
-    words = ["pretrain", "digits", "--steps", "40", "--batch-size", "16", "--out", "run",
-             "--save-every", "1"]  # fmt: skip
-    process = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    saved = tmp_path / "run" / "checkpoints"
-    while not (saved.exists() and len(list(saved.glob("step-*"))) >= 2):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    resumed = run(*words, "--resume", "auto", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed at step" in resumed.stderr
-    assert run(*words[:-4], "--out", "whole", cwd=tmp_path).returncode == 0
-    a, b = (vitkit.load(tmp_path / f / "last").net.state_dict() for f in ("run", "whole"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_names_of_classes_do_not_command_the_terminal_and_need_be_no_text(trained, tmp_path):

@@ -37,6 +37,7 @@ def stop(out, whom, when, twice, delay, fault=None, launcher="gpus"):
         run.words()
     )  # -15: by the second, at the end
     assert taken <= LIMIT, f"{taken:.1f} seconds"
+    assert run.words().count("--resume auto") == 1
     done = max((r["step"] for r in records(out, "train")), default=0)
     assert steps_saved(out)[:1] == [done], "steps are lost"
     return taken
