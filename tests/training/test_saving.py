@@ -30,7 +30,14 @@ from vitkit.training.saving import (
     states_in,
 )
 from vitkit.training.step import fresh_state
-from vitkit.training.storage import MANIFEST, StateError, problem_with, seal, write_state
+from vitkit.training.storage import (
+    MANIFEST,
+    StateError,
+    problem_with,
+    seal,
+    stamps_of,
+    write_state,
+)
 
 ENGINE = Engine(torch.device("cpu"), Precision("fp32", "for a test"), threads=1)
 
@@ -125,7 +132,7 @@ OPERATIONS = st.lists(
 def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
     """`stuck` is an old state that cannot be removed at the next save."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints, step, stuck = Path(folder), 0, False
+        checkpoints, step, stuck, written = Path(folder), 0, False, {}
         for operation in operations:
             whole = [f for f in states_in(checkpoints) if problem_with(f) is None]
             if operation == "save":
@@ -133,7 +140,8 @@ def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
                 fresh = checkpoints / f"step-{step:08d}"
                 write_state(fresh, {"a": torch.ones(3)}, {"a"}, {"step": step})
                 with monkeypatched(stuck):
-                    rotate(checkpoints, fresh)
+                    rotate(checkpoints, fresh, written)
+                written = {fresh: stamps_of(fresh)}
                 stuck = False
                 left = [f for f in states_in(checkpoints) if problem_with(f) is None]
                 assert left[:2] == [fresh, *whole][:2]
@@ -145,6 +153,30 @@ def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
             elif whole:
                 state = whole[0 if operation == "damage newest" else -1]
                 (state / "shard-00000.safetensors").write_bytes(b"")
+
+
+def test_a_run_hashes_its_state_again_only_where_somebody_touched_it(tmp_path, monkeypatch):
+    """A second hash costs a run as much as the save; without it a flipped bit must not pass."""
+    hashed = []
+    monkeypatch.setattr(saving, "problem_with", lambda f: hashed.append(f.name) or problem_with(f))
+    saver, state = Saver(tmp_path), trained_state()
+
+    def save(step):
+        state.step = step
+        saver.begin(state)
+        assert saver.finish() is None
+        return [folder.name for folder in states_in(tmp_path)]
+
+    assert [save(1), save(2), save(3)][-1] == ["step-00000003", "step-00000002"]
+    assert hashed == []
+    shard = tmp_path / "step-00000003" / "shard-00000.safetensors"
+    before, content = shard.stat(), bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    time.sleep(0.05)  # the clock of file systems moves in steps
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert save(4) == ["step-00000004", "step-00000003", "step-00000002"]
+    assert hashed == ["step-00000003", "step-00000002"]
 
 
 @contextmanager

@@ -23,11 +23,13 @@ from vitkit.errors import VitkitError
 from vitkit.training.config import TrainConfig
 from vitkit.training.state import TrainState
 from vitkit.training.storage import (
+    Stamps,
     StateError,
     problem_with,
     progress_in,
     read_state,
     shapes_in,
+    stamps_of,
     write_state,
 )
 from vitkit.training.world import another_ended, rank_and_size, together
@@ -68,6 +70,7 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.problem: VitkitError | None = None
         self.seconds = 0.0
+        self.written: dict[Path, Stamps] = {}  # the last one, whose hashes were just made
 
     def begin(self, state: TrainState) -> None:
         """Save the state as it is now."""
@@ -111,7 +114,8 @@ class Saver:
             return
         if rank_and_size()[0] == 0:
             with suppress(OSError, StateError):  # the next save tries again
-                rotate(self.checkpoints, folder)
+                before, self.written = self.written, {folder: stamps_of(folder)}
+                rotate(self.checkpoints, folder, before)
         if self.group is not None:  # who ends sooner would have this one killed while it removes
             with suppress(RuntimeError):  # another process has ended; the state is whole
                 dist.barrier(self.group)
@@ -143,10 +147,12 @@ def states_in(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def rotate(checkpoints: Path, newest: Path) -> None:
+def rotate(checkpoints: Path, newest: Path, written: dict[Path, Stamps]) -> None:
     """Drop what is older than the KEPT newest states that are whole; `newest` is one.
 
-    A damaged state does not count, and what cannot be removed now is tried again the next time.
+    So is one that was `written` before and that nobody touched since; of others the hashes are
+    made again, which costs a run as much as a save. A damaged state does not count, and what cannot
+    be removed now is tried again the next time.
     """
     clear_leftovers(checkpoints)
     whole = 0
@@ -159,8 +165,12 @@ def rotate(checkpoints: Path, newest: Path) -> None:
             except OSError:
                 continue
             shutil.rmtree(old, ignore_errors=True)
-        elif folder == newest or problem_with(folder) is None:
+        elif folder == newest or untouched(folder, written) or problem_with(folder) is None:
             whole += 1
+
+
+def untouched(folder: Path, written: dict[Path, Stamps]) -> bool:
+    return folder in written and written[folder] == stamps_of(folder)
 
 
 def clear_leftovers(checkpoints: Path) -> None:

@@ -36,6 +36,7 @@ from vitkit.values import fits
 
 FORMAT_VERSION = 1
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
+Stamps = dict[str, tuple[int, int, int, int]]
 SHARDING_INFO = "DCP_SHARDING_INFO"  # where HuggingFaceStorageReader looks for a shard's offsets
 
 # A run of a single process is no mistake.
@@ -249,6 +250,12 @@ def facts_of(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def stamps_of(folder: Path) -> Stamps:
+    """What changes where a file of a state is written to, replaced or removed; OSError."""
+    found = ((path.name, path.stat()) for path in folder.iterdir())
+    return {name: (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found}
 
 
 def seal(manifest: dict[str, Any]) -> str:
