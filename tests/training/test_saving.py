@@ -156,7 +156,7 @@ def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
 
 
 def test_a_run_hashes_its_state_again_only_where_somebody_touched_it(tmp_path, monkeypatch):
-    """A second hash costs a run as much as the save; without it a flipped bit must not pass."""
+    """A second hash costs a run half as much as the save; without it a flipped bit must not pass."""
     hashed = []
     monkeypatch.setattr(saving, "problem_with", lambda f: hashed.append(f.name) or problem_with(f))
     saver, state = Saver(tmp_path), trained_state()

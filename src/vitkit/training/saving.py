@@ -151,8 +151,8 @@ def rotate(checkpoints: Path, newest: Path, written: dict[Path, Stamps]) -> None
     """Drop what is older than the KEPT newest states that are whole; `newest` is one.
 
     So is one that was `written` before and that nobody touched since; of others the hashes are
-    made again, which costs a run as much as a save. A damaged state does not count, and what cannot
-    be removed now is tried again the next time.
+    made again, which costs a run half as much as a save. A damaged state does not count, and what
+    cannot be removed now is tried again the next time.
     """
     clear_leftovers(checkpoints)
     whole = 0
