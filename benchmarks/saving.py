@@ -1,10 +1,11 @@
 """What saving costs a run: ViT-B/16 on this machine, a state written while training goes on.
 
-`python benchmarks/saving.py [--rounds 20] [--steps 8]` times rounds of steps in turn: without a
-save, with one in the background (vitkit.training.saving.Saver: copy, write, fsync, SHA-256,
-rotation), and with `torch.save` of the same tensors before the first step, as timm does. A round
-lasts until its save is written. Its delay is what it took beyond as many steps of the rounds before
-and after it, which save nothing, so that a machine which grows slower for a while does not count.
+`python benchmarks/saving.py [--rounds 12] [--steps 8]` times rounds of steps in turn: with a save
+in the background (vitkit.training.saving.Saver: copy, write, fsync, SHA-256, an older one dropped);
+with one that also hashes the state before again, as where the last save was a while ago; with
+`torch.save` of the same tensors before the first step, as timm does; and between them rounds without
+a save. A round lasts until its save is written, and its delay is what it took beyond as many steps
+of the rounds before and after it, so that a machine which grows slower for a while does not count.
 Writes benchmarks/results/saving.json: seconds of delay a save, and their share of a minute.
 """
 
@@ -12,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,9 +49,19 @@ class TimedSaver(Saver):
         self.core_seconds = time.thread_time()
 
 
+class Round(NamedTuple):
+    """Seconds and steps from the beginning of a save to the end of the last step."""
+
+    seconds: float
+    steps: int
+    saved: float  # seconds until training went on
+    written: int  # steps until all was written
+    core_seconds: float
+
+
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--rounds", type=int, default=20, help="of each kind")
+    words.add_argument("--rounds", type=int, default=12, help="of each kind")
     words.add_argument("--steps", type=int, default=8, help="in a round, or more until it is saved")
     words.add_argument("--model", default="ViT-B/16")
     words.add_argument("--batch-size", type=int, default=8)
@@ -85,56 +96,60 @@ def measured(
     folder: Path, state: TrainState, step: Callable[[], None], steps: int, rounds: int
 ) -> dict[str, object]:
     saver = TimedSaver(folder / "checkpoints")
-    saver.begin(state)  # the first copy makes the room that later ones use
-    saver.finish()
-    copies: list[float] = []
-
-    def background() -> None:
-        began = time.perf_counter()
+    for _ in range(2):  # the first copy makes the room that later ones use
         saver.begin(state)
-        copies.append(time.perf_counter() - began)
-
-    def written() -> bool:
-        return saver.thread is None or not saver.thread.is_alive()
+        saver.finish()
+        step()
 
     def torch_save() -> None:
         torch.save(tensors_of(state), folder / "state.pt")
 
-    def round_of(save: Callable[[], None]) -> tuple[float, int]:
-        """(seconds, steps) from the beginning of a save to the end of a step when it is written."""
-        began, done = time.perf_counter(), 0
+    def hashed_twice() -> None:
+        saver.trusted = {}
+        saver.begin(state)
+
+    def round_of(save: Callable[[], None]) -> Round:
+        began, done, written = time.perf_counter(), 0, None
         save()
-        while done < steps or not written():
+        saved = time.perf_counter() - began
+        while done < steps or written is None:
             step()
             done += 1
+            if written is None and (saver.thread is None or not saver.thread.is_alive()):
+                written = done
         seconds = time.perf_counter() - began
         assert saver.finish() is None
-        return seconds, done
+        (folder / "state.pt").unlink(missing_ok=True)
+        os.sync()  # what is not yet on the disk must not cost the next round
+        return Round(seconds, done, saved, written, saver.core_seconds)
 
-    plain = [round_of(lambda: None)]
-    saved, blocked, cores = [], [], []
-    for _ in range(rounds):
-        saved.append(round_of(background))
-        cores.append(saver.core_seconds)
-        plain.append(round_of(lambda: None))
-        blocked.append(round_of(torch_save))
-        plain.append(round_of(lambda: None))
-    each = [seconds / done for seconds, done in plain]
-    around = [mean(pair) for pair in pairwise(each)]  # before and after a save
-    in_background = [s - n * one for (s, n), one in zip(saved, around[::2], strict=True)]
-    by_torch_save = [s - n * one for (s, n), one in zip(blocked, around[1::2], strict=True)]
-    return {
-        "step_seconds": median(each), "copy_seconds": median(copies),
-        "core_seconds": median(cores), "steps_until_written": [n for _, n in saved],
-        "background": told(in_background), "torch_save": told(by_torch_save),
+    saves = {
+        "background": lambda: saver.begin(state), "hashed_twice": hashed_twice,
+        "torch_save": torch_save,
     }  # fmt: skip
+    found: dict[str, list[tuple[Round, float]]] = {kind: [] for kind in saves}
+    before = round_of(lambda: None)
+    for number in range(rounds):
+        for kind in sorted(saves, reverse=number % 2 == 1):
+            this, after = round_of(saves[kind]), round_of(lambda: None)
+            each = mean(one.seconds / one.steps for one in (before, after))
+            found[kind].append((this, each))
+            before = after
+    return {kind: told(pairs) for kind, pairs in found.items()}
 
 
-def told(delays: list[float]) -> dict[str, object]:
+def told(pairs: list[tuple[Round, float]]) -> dict[str, object]:
+    delays = [one.seconds - one.steps * each for one, each in pairs]
     low, _, high = quantiles(delays, n=4)
     return {
-        "seconds": delays, "median": median(delays), "mean": mean(delays), "quartiles": [low, high],
-        "share_of_a_minute": median(delays) / MINUTE,
+        "delay_seconds": median(delays), "share_of_a_minute": median(delays) / MINUTE,
+        "quartiles": [low, high], "mean": mean(delays),
+        "standing_still_seconds": median(one.saved for one, _ in pairs),
+        "core_seconds": median(one.core_seconds for one, _ in pairs),
+        "delays": delays, "steps_until_written": [one.written for one, _ in pairs],
+        "round_seconds": [one.seconds for one, _ in pairs],
+        "round_steps": [one.steps for one, _ in pairs],
+        "step_seconds_around": [each for _, each in pairs],
     }  # fmt: skip
 
 

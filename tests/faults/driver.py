@@ -403,7 +403,7 @@ def without_defence():
     elif off == "rename":  # a state is written where it will lie
         storage.StateWriter.prepare_global_plan = in_place
         storage.commit = commit_in_place
-        saving.problem_with = lambda *given: None
+        saving.problem_with = lambda *given, **named: None
     elif off == "signals":
         loop.StopSignals.CAUGHT = ()
     elif off == "waiting":  # for the process that verifies and removes old states

@@ -198,6 +198,6 @@ def test_a_damaged_state_is_refused_by_name_and_the_one_before_is_used(
 
 @pytest.mark.usefixtures("long_only")
 def test_states_that_are_not_verified_are_found_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "problem_with", lambda *given: None)
+    monkeypatch.setattr(saving, "problem_with", lambda *given, **named: None)
     with pytest.raises(AssertionError):
         damaged_states(tmp_path, flip, 1)

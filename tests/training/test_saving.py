@@ -35,7 +35,6 @@ from vitkit.training.storage import (
     StateError,
     problem_with,
     seal,
-    stamps_of,
     write_state,
 )
 
@@ -132,16 +131,16 @@ OPERATIONS = st.lists(
 def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
     """`stuck` is an old state that cannot be removed at the next save."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints, step, stuck, written = Path(folder), 0, False, {}
+        checkpoints, step, stuck, trusted = Path(folder), 0, False, {}
         for operation in operations:
             whole = [f for f in states_in(checkpoints) if problem_with(f) is None]
             if operation == "save":
                 step += 1
                 fresh = checkpoints / f"step-{step:08d}"
-                write_state(fresh, {"a": torch.ones(3)}, {"a"}, {"step": step})
+                stamps = write_state(fresh, {"a": torch.ones(3)}, {"a"}, {"step": step})
                 with monkeypatched(stuck):
-                    rotate(checkpoints, fresh, written)
-                written = {fresh: stamps_of(fresh)}
+                    rotate(checkpoints, fresh, trusted)
+                trusted = stamps
                 stuck = False
                 left = [f for f in states_in(checkpoints) if problem_with(f) is None]
                 assert left[:2] == [fresh, *whole][:2]
@@ -155,18 +154,33 @@ def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
                 (state / "shard-00000.safetensors").write_bytes(b"")
 
 
-def test_a_run_hashes_its_state_again_only_where_somebody_touched_it(tmp_path, monkeypatch):
-    """A second hash costs a run half as much as the save; without it a flipped bit must not pass."""
-    hashed = []
-    monkeypatch.setattr(saving, "problem_with", lambda f: hashed.append(f.name) or problem_with(f))
-    saver, state = Saver(tmp_path), trained_state()
+def saves_and_hashes(folder, monkeypatch):
+    """(save a step -> the states there then, the shards that were hashed, in turn)."""
+    hashed, facts_of = [], storage.facts_of
+
+    def noted(path):
+        if path.suffix == ".safetensors":
+            hashed.append(path.parent.name)
+        return facts_of(path)
+
+    monkeypatch.setattr(storage, "facts_of", noted)
+    saver, state = Saver(folder), trained_state()
 
     def save(step):
         state.step = step
         saver.begin(state)
         assert saver.finish() is None
-        return [folder.name for folder in states_in(tmp_path)]
+        hashed[:] = [name for name in hashed if not name.startswith(".")]  # of its own
+        return [folder.name for folder in states_in(folder)]
 
+    return save, hashed
+
+
+def test_a_state_that_was_just_hashed_is_hashed_again_where_somebody_touched_it(
+    tmp_path, monkeypatch
+):
+    """A second hash a minute costs a run much; without it a flipped bit must not pass."""
+    save, hashed = saves_and_hashes(tmp_path, monkeypatch)
     assert [save(1), save(2), save(3)][-1] == ["step-00000003", "step-00000002"]
     assert hashed == []
     shard = tmp_path / "step-00000003" / "shard-00000.safetensors"
@@ -177,6 +191,14 @@ def test_a_run_hashes_its_state_again_only_where_somebody_touched_it(tmp_path, m
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert save(4) == ["step-00000004", "step-00000003", "step-00000002"]
     assert hashed == ["step-00000003", "step-00000002"]
+
+
+def test_a_state_that_was_hashed_a_while_ago_is_hashed_again(tmp_path, monkeypatch):
+    """What a disk does to a file changes none of its stamps."""
+    monkeypatch.setattr(saving, "TRUSTED_SECONDS", 0.0)
+    save, hashed = saves_and_hashes(tmp_path, monkeypatch)
+    assert [save(1), save(2), save(3)][-1] == ["step-00000003", "step-00000002"]
+    assert hashed == ["step-00000001", "step-00000002"]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,12 @@ from vitkit.errors import VitkitError
 from vitkit.training.config import TrainConfig
 from vitkit.training.state import TrainState
 from vitkit.training.storage import (
-    Stamps,
+    Stamp,
     StateError,
     problem_with,
     progress_in,
     read_state,
     shapes_in,
-    stamps_of,
     write_state,
 )
 from vitkit.training.world import another_ended, rank_and_size, together
@@ -37,6 +36,7 @@ from vitkit.training.world import another_ended, rank_and_size, together
 FLOAT32 = 4  # bytes
 KEPT = 2  # states kept in a run directory
 SLOW_DISK = 10e6  # bytes a second; as long as such a one takes, nothing is thought to hang
+TRUSTED_SECONDS = 300.0  # after its hash was made a file that nobody touched is taken for whole
 NICE = 10  # how much the writing thread gives way to training
 
 
@@ -70,7 +70,8 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.problem: VitkitError | None = None
         self.seconds = 0.0
-        self.written: dict[Path, Stamps] = {}  # the last one, whose hashes were just made
+        self.trusted: Mapping[Path, Stamp] = {}  # shards of the last state that were hashed here
+        self.trusted_until = 0.0
 
     def begin(self, state: TrainState) -> None:
         """Save the state as it is now."""
@@ -103,7 +104,7 @@ class Saver:
             with suppress(OSError):  # of a process that gives way already
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            write_state(folder, tensors, names, progress, self.group)
+            stamps = write_state(folder, tensors, names, progress, self.group)
         except StateError as error:
             self.problem = error
             return
@@ -114,8 +115,9 @@ class Saver:
             return
         if rank_and_size()[0] == 0:
             with suppress(OSError, StateError):  # the next save tries again
-                before, self.written = self.written, {folder: stamps_of(folder)}
-                rotate(self.checkpoints, folder, before)
+                lately = time.monotonic() < self.trusted_until
+                rotate(self.checkpoints, folder, self.trusted if lately else {})
+            self.trusted, self.trusted_until = stamps, time.monotonic() + TRUSTED_SECONDS
         if self.group is not None:  # who ends sooner would have this one killed while it removes
             with suppress(RuntimeError):  # another process has ended; the state is whole
                 dist.barrier(self.group)
@@ -147,12 +149,11 @@ def states_in(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def rotate(checkpoints: Path, newest: Path, written: dict[Path, Stamps]) -> None:
+def rotate(checkpoints: Path, newest: Path, trusted: Mapping[Path, Stamp]) -> None:
     """Drop what is older than the KEPT newest states that are whole; `newest` is one.
 
-    So is one that was `written` before and that nobody touched since; of others the hashes are
-    made again, which costs a run half as much as a save. A damaged state does not count, and what
-    cannot be removed now is tried again the next time.
+    The hashes of the others are made again, except of files whose stamps are still `trusted`.
+    A damaged state does not count, and what cannot be removed now is tried again the next time.
     """
     clear_leftovers(checkpoints)
     whole = 0
@@ -165,12 +166,8 @@ def rotate(checkpoints: Path, newest: Path, written: dict[Path, Stamps]) -> None
             except OSError:
                 continue
             shutil.rmtree(old, ignore_errors=True)
-        elif folder == newest or untouched(folder, written) or problem_with(folder) is None:
+        elif folder == newest or problem_with(folder, trusted=trusted) is None:
             whole += 1
-
-
-def untouched(folder: Path, written: dict[Path, Stamps]) -> bool:
-    return folder in written and written[folder] == stamps_of(folder)
 
 
 def clear_leftovers(checkpoints: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import shutil
 import uuid
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from vitkit.values import fits
 
 FORMAT_VERSION = 1
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
-Stamps = dict[str, tuple[int, int, int, int]]
+Stamp = tuple[int, int, int, int]  # of a file: inode, size, times of the last write and change
+NO_STAMPS: Mapping[Path, Stamp] = {}
 SHARDING_INFO = "DCP_SHARDING_INFO"  # where HuggingFaceStorageReader looks for a shard's offsets
 
 # A run of a single process is no mistake.
@@ -59,6 +61,7 @@ class StateWriter(StorageWriter):
     def __init__(self, folder: Path, names: set[str], progress: dict[str, Any]) -> None:
         self.folder, self.names, self.progress = folder, names, progress
         self.fresh: Path | None = None
+        self.stamps: dict[Path, Stamp] = {}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         pass
@@ -89,6 +92,7 @@ class StateWriter(StorageWriter):
                 offsets[name] = {"saved_offsets": list(chunk or [0] * tensor.dim())}
         save_file(tensors, path, metadata={"format": "pt", SHARDING_INFO: json.dumps(offsets)})
         sync(path)
+        self.stamps[self.folder / path.name] = stamp_of(path)  # before it is read for its hash
         facts = facts_of(path)
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(MetadataIndex(path.name), facts["bytes"], facts)])
@@ -136,10 +140,11 @@ def write_state(
     names: set[str],
     progress: dict[str, Any],
     group: dist.ProcessGroup | None = None,
-) -> None:
+) -> dict[Path, Stamp]:
     """Write a state, by all processes together; each gives the tensors it is to write.
 
     Sharded tensors are given by all that hold a part, others by one; `names` are those of all.
+    Returns the stamps of the shards that this process wrote and hashed.
     Raises StateError, in all processes where one fails, and what the connections between them
     raise where one has ended. What was written then is removed.
     """
@@ -152,6 +157,7 @@ def write_state(
         if not hasattr(error, "failures"):
             raise
         raise StateError(f"{folder}: cannot be written: {reasons(error)}") from error
+    return writer.stamps
 
 
 def read_state(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -184,11 +190,14 @@ def progress_in(folder: Path) -> dict[str, Any]:
     return json.loads((folder / PROGRESS).read_text())
 
 
-def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+def problem_with(
+    folder: Path, part: int = 0, parts: int = 1, trusted: Mapping[Path, Stamp] = NO_STAMPS
+) -> str | None:
     """What is wrong with a state, in a sentence; None where its manifest holds.
 
-    Of `parts` that share the work each verifies its part of the files. StateError for a state of
-    another version, and for files that cannot be read now; that is no damage.
+    Of `parts` that share the work each verifies its part of the files. The hash of a file whose
+    stamp is still the one in `trusted` is not made again. StateError for a state of another
+    version, and for files that cannot be read now; that is no damage.
     """
     path = folder / MANIFEST
     try:
@@ -219,17 +228,20 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     for shard in sorted(folder.glob("*.safetensors")):
         if shard.name not in files:
             return f"{shard}: does not belong to this state"
-    problems = (wrong_with(folder / n, facts) for n, facts in sorted(files.items())[part::parts])
+    mine = sorted(files.items())[part::parts]
+    problems = (wrong_with(folder / n, facts, trusted.get(folder / n)) for n, facts in mine)
     return next(filter(None, problems), None)
 
 
-def wrong_with(path: Path, expected: dict[str, Any]) -> str | None:
+def wrong_with(path: Path, expected: dict[str, Any], stamp: Stamp | None) -> str | None:
     try:
         if not path.is_file():
             return f"{path}: missing"
         found = path.stat().st_size
         if found != expected.get("bytes"):
             return f"{path}: damaged: {found:,} bytes, the manifest says {expected.get('bytes')}"
+        if stamp == stamp_of(path):
+            return None
         sha256 = facts_of(path)["sha256"]
     except OSError as error:
         raise unreadable(path, error) from error
@@ -252,10 +264,10 @@ def facts_of(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
-def stamps_of(folder: Path) -> Stamps:
-    """What changes where a file of a state is written to, replaced or removed; OSError."""
-    found = ((path.name, path.stat()) for path in folder.iterdir())
-    return {name: (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found}
+def stamp_of(path: Path) -> Stamp:
+    """Changes when a file is written to or replaced; not by what a failing disk does to it."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def seal(manifest: dict[str, Any]) -> str:
