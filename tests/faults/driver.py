@@ -432,7 +432,7 @@ def in_place(self, plans):
     self.fresh = self.folder
     self.fresh.mkdir(parents=True)
     return [
-        replace(plan, storage_data=self.fresh / f"shard-{number:05d}.safetensors")
+        replace(plan, storage_data=self.fresh / f"shard-{number:05d}")
         for number, plan in enumerate(plans)
     ]
 

@@ -121,7 +121,7 @@ def tiny_state(seed=0, steps=3):
     return state
 
 
-FILES = ["shard-00000.safetensors", "progress.json", "manifest.json"]
+FILES = ["shard-00000-00000.safetensors", "progress.json", "manifest.json"]
 
 
 def flip(path, other, draws):

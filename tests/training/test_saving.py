@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from vitkit.models.variants import build
 from vitkit.training import saving, storage
@@ -88,7 +89,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, damage):
     for step in (10, 20):
         state.step = step
         newest = save_state(tmp_path, state)
-    tensors = newest / "shard-00000.safetensors"
+    tensors = newest / "shard-00000-00000.safetensors"
     data = bytearray(tensors.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1
@@ -105,6 +106,24 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, damage):
     assert "it is now damaged-step-00000020" in set_aside(damaged)[0]
     assert newest_state(tmp_path)[1] == []  # it lies aside now, and the step is saved anew
     assert newest_state(save_state(tmp_path, state).parent)[0].name == "step-00000020"
+
+
+def test_a_state_of_many_shards_is_loaded_and_verified_like_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SHARD_BYTES", 20_000)
+    saved, fresh = trained_state(), trained_state(seed=1, steps=0)
+    folder = save_state(tmp_path, saved)
+    shards = sorted(folder.glob("*.safetensors"))
+    sizes = [sum(t.nbytes for t in load_file(shard).values()) for shard in shards]
+    largest = max(t.nbytes for t in everything(saved).values())
+    assert len(shards) > 5 and max(sizes) <= max(largest, 20_000)
+    assert sum(sizes) == sum(t.nbytes for t in everything(saved).values())
+    load_state(folder, fresh)
+    expected, found = everything(saved), everything(fresh)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    shards[3].write_bytes(shards[2].read_bytes())
+    assert shards[3].name in problem_with(folder)
+    shards[3].unlink()
+    assert f"{shards[3]}: missing" == problem_with(folder)
 
 
 def test_a_state_of_another_net_is_refused(tmp_path):
@@ -151,7 +170,7 @@ def test_whatever_happens_the_two_newest_whole_states_are_kept(operations):
                 stuck = True
             elif whole:
                 state = whole[0 if operation == "damage newest" else -1]
-                (state / "shard-00000.safetensors").write_bytes(b"")
+                (state / "shard-00000-00000.safetensors").write_bytes(b"")
 
 
 def saves_and_hashes(folder, monkeypatch):
@@ -183,7 +202,7 @@ def test_a_state_that_was_just_hashed_is_hashed_again_where_somebody_touched_it(
     save, hashed = saves_and_hashes(tmp_path, monkeypatch)
     assert [save(1), save(2), save(3)][-1] == ["step-00000003", "step-00000002"]
     assert hashed == []
-    shard = tmp_path / "step-00000003" / "shard-00000.safetensors"
+    shard = tmp_path / "step-00000003" / "shard-00000-00000.safetensors"
     before, content = shard.stat(), bytearray(shard.read_bytes())
     content[-1] ^= 1
     time.sleep(0.05)  # the clock of file systems moves in steps
@@ -221,7 +240,7 @@ def test_a_manifest_of_anything_is_damage(tmp_path, content):
     [
         ({"files": None}, "names no files"),
         ({"files": {"../../secret": {}}}, "outside its folder"),
-        ({"files": {"shard-00000.safetensors": 3}}, "names no files"),
+        ({"files": {"shard-00000-00000.safetensors": 3}}, "names no files"),
         ({"step": "3"}, "is the manifest of step 3"),
         ({"step": 4}, "is the manifest of step 4"),
         ({"files": {"absent": {"bytes": 1}}}, "does not belong to this state"),

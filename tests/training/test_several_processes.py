@@ -12,6 +12,7 @@ from vitkit.data.sources import digits
 from vitkit.data.transforms import TrainTransform
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config
+from vitkit.training import storage
 from vitkit.training.config import OptimizerConfig
 from vitkit.training.loop import learning_rates
 from vitkit.training.parallel import (
@@ -71,6 +72,7 @@ def work(given: dict) -> int:
             losses.append(mean(loss))
         batches.close()
         if given.get("save"):
+            storage.SHARD_BYTES = 10_000  # several shards a process
             save_state(given["save"], state)
         with state.averaged() as averaged:
             with engine.autocast():
@@ -160,6 +162,8 @@ def test_a_sharded_state_is_whole_and_goes_on_in_another_number_of_processes(tmp
     saved = tmp_path / "checkpoints"
     saved.mkdir()
     outcome(tmp_path, 2, sharding="fsdp", double=True, steps=10, save=saved)
+    names = sorted(path.name for path in saved.glob("step-00000010/*.safetensors"))
+    assert {"shard-00000-00001.safetensors", "shard-00001-00001.safetensors"} < set(names)
     for processes, sharding in ((4, "fsdp"), (1, "none")):
         found = outcome(tmp_path, processes, sharding=sharding, double=True, resume=saved)
         expected = {n: t for n, t in one[True].items() if n.startswith(("weight/", "average/"))}

@@ -69,7 +69,7 @@ def state(run, step):
 
 
 def shard(run, step):
-    return state(run, step) / "shard-00000.safetensors"
+    return state(run, step) / "shard-00000-00000.safetensors"
 
 
 def edit(path, **changes):
@@ -162,9 +162,12 @@ def test_the_command_to_resume_names_this_run(unfinished, doctor, command, proce
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda run: flip(shard(run, 8)), "shard-00000.safetensors: damaged: its SHA-256 is"),
-        (lambda run: os.truncate(shard(run, 8), 99), "shard-00000.safetensors: damaged: 99 bytes"),
-        (lambda run: shard(run, 8).unlink(), "shard-00000.safetensors: missing"),
+        (lambda run: flip(shard(run, 8)), "shard-00000-00000.safetensors: damaged: its SHA-256 is"),
+        (
+            lambda run: os.truncate(shard(run, 8), 99),
+            "shard-00000-00000.safetensors: damaged: 99 bytes",
+        ),
+        (lambda run: shard(run, 8).unlink(), "shard-00000-00000.safetensors: missing"),
         (lambda run: (state(run, 8) / "manifest.json").unlink(), "manifest.json: missing"),
         (lambda run: flip(state(run, 8) / "manifest.json", 30), "manifest.json: "),
         (lambda run: (state(run, 8) / "manifest.json").write_text("[" * 10**5), "manifest.json: "),

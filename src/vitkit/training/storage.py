@@ -1,6 +1,6 @@
 """A state on disk: safetensors shards written by torch.distributed.checkpoint, under a manifest.
 
-A step's folder holds a shard of each process, progress.json and manifest.json with the size and
+A step's folder holds the shards of each process, progress.json and manifest.json with the size and
 SHA-256 of each file. No file of it is pickled, and no tensor is read before all hashes are right:
 neither safetensors nor torch.distributed.checkpoint notices a flipped bit.
 """
@@ -12,7 +12,7 @@ import json
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from torch.futures import Future
 from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.errors import VitkitError
-from vitkit.files import sync
+from vitkit.files import leave_cache, sync
 from vitkit.values import fits
 
 FORMAT_VERSION = 1
+SHARD_BYTES = 64 << 20  # a shard is written, hashed and let out of the page cache before the next
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
 Stamp = tuple[int, int, int, int]  # of a file: inode, size, times of the last write and change
 NO_STAMPS: Mapping[Path, Stamp] = {}
@@ -52,7 +53,7 @@ class StateError(VitkitError):
 
 
 class StateWriter(StorageWriter):
-    """Each process writes its shard into one fresh folder, which the main one commits.
+    """Each process writes its shards into one fresh folder, which the main one commits.
 
     torch.distributed.checkpoint calls the methods in this order, `prepare_global_plan` and
     `finish` in the main process only, and tells all processes of an error in one.
@@ -76,26 +77,22 @@ class StateWriter(StorageWriter):
         self.fresh = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex[:8]}.tmp")
         self.fresh.mkdir(parents=True)
         return [
-            replace(plan, storage_data=self.fresh / f"shard-{rank:05d}.safetensors")
+            replace(plan, storage_data=self.fresh / f"shard-{rank:05d}")
             for rank, plan in enumerate(plans)
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        path: Path = plan.storage_data
-        tensors, offsets = {}, {}
-        for item in plan.items:
-            tensor = planner.resolve_data(item)
-            assert isinstance(tensor, Tensor)
-            if tensor.numel():  # of a small tensor over many processes some have nothing
-                name, chunk = item.index.fqn, item.index.offset
-                tensors[name] = tensor.detach().cpu().contiguous()
-                offsets[name] = {"saved_offsets": list(chunk or [0] * tensor.dim())}
-        save_file(tensors, path, metadata={"format": "pt", SHARDING_INFO: json.dumps(offsets)})
-        sync(path)
-        self.stamps[self.folder / path.name] = stamp_of(path)  # before it is read for its hash
-        facts = facts_of(path)
+        results = []
+        for number, (tensors, offsets) in enumerate(shards_of(plan, planner)):
+            path = Path(f"{plan.storage_data}-{number:05d}.safetensors")
+            save_file(tensors, path, metadata={"format": "pt", SHARDING_INFO: json.dumps(offsets)})
+            sync(path)
+            self.stamps[self.folder / path.name] = stamp_of(path)  # before it is read for its hash
+            facts = facts_of(path)
+            leave_cache(path)
+            results.append(WriteResult(MetadataIndex(path.name), facts["bytes"], facts))
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(MetadataIndex(path.name), facts["bytes"], facts)])
+        done.set_result(results)
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -111,6 +108,27 @@ class StateWriter(StorageWriter):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         return True
+
+
+def shards_of(
+    plan: SavePlan, planner: SavePlanner
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """The tensors of each shard, SHARD_BYTES or a single one, and where in the whole they begin."""
+    tensors, offsets, size = {}, {}, 0
+    for item in plan.items:
+        tensor = planner.resolve_data(item)
+        assert isinstance(tensor, Tensor)
+        if not tensor.numel():  # of a small tensor over many processes some have nothing
+            continue
+        if tensors and size + tensor.nbytes > SHARD_BYTES:
+            yield tensors, offsets
+            tensors, offsets, size = {}, {}, 0
+        name, chunk = item.index.fqn, item.index.offset
+        tensors[name] = tensor.detach().cpu().contiguous()
+        offsets[name] = {"saved_offsets": list(chunk or [0] * tensor.dim())}
+        size += tensor.nbytes
+    if tensors:
+        yield tensors, offsets
 
 
 def commit(
