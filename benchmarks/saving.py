@@ -3,9 +3,9 @@
 `python benchmarks/saving.py [--rounds 12] [--steps 8]` times rounds of steps in turn: with a save
 in the background (vitkit.training.saving.Saver: copy, write, fsync, SHA-256, an older one dropped);
 with one that also hashes the state before again, as where the last save was a while ago; with
-`torch.save` of the same tensors before the first step, as timm does; and between them rounds without
-a save. A round lasts until its save is written, and its delay is what it took beyond as many steps
-of the rounds before and after it, so that a machine which grows slower for a while does not count.
+`torch.save` of the same tensors before the first step, as timm does; and between them without a
+save. A round lasts until its save is written, and its delay is what it took beyond as many steps of
+the rounds before and after it, so that a machine which grows slower for a while does not count.
 Writes benchmarks/results/saving.json: seconds of delay a save, and their share of a minute.
 """
 
