@@ -135,7 +135,12 @@ def measured(
             each = mean(one.seconds / one.steps for one in (before, after))
             found[kind].append((this, each))
             before = after
-    return {kind: told(pairs) for kind, pairs in found.items()}
+    return {kind: told(pairs) for kind, pairs in found.items()} | {
+        "core_seconds": {  # of the writing thread
+            kind: median(one.core_seconds for one, _ in found[kind])
+            for kind in ("background", "hashed_twice")
+        }
+    }
 
 
 def told(pairs: list[tuple[Round, float]]) -> dict[str, object]:
@@ -145,7 +150,6 @@ def told(pairs: list[tuple[Round, float]]) -> dict[str, object]:
         "delay_seconds": median(delays), "share_of_a_minute": median(delays) / MINUTE,
         "quartiles": [low, high], "mean": mean(delays),
         "standing_still_seconds": median(one.saved for one, _ in pairs),
-        "core_seconds": median(one.core_seconds for one, _ in pairs),
         "delays": delays, "steps_until_written": [one.written for one, _ in pairs],
         "round_seconds": [one.seconds for one, _ in pairs],
         "round_steps": [one.steps for one, _ in pairs],
