@@ -1,5 +1,6 @@
 """Folders and files that are complete or absent, whatever happens while they are written."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 import vitkit.files as module
 from vitkit.errors import UsageError
-from vitkit.files import whole_folder, write_whole
+from vitkit.files import leave_cache, whole_folder, write_whole
 
 
 def write(path: Path, text: str) -> None:
@@ -189,3 +190,21 @@ def test_a_file_is_on_the_disk_before_the_rename_and_the_rename_before_the_end(t
     assert first.startswith("sync .a.txt")
     assert second == "rename to a.txt"
     assert third == f"sync {tmp_path.name}"
+
+
+def test_a_system_that_cannot_drop_a_file_from_its_cache_is_left_alone(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 5000)
+    leave_cache(path)
+    asked = []
+
+    def unknown(descriptor, begin, length, advice):
+        asked.append(os.fstat(descriptor).st_size)
+        raise OSError(errno.EINVAL, "unknown")
+
+    monkeypatch.setattr(os, "posix_fadvise", unknown, raising=False)
+    leave_cache(path)
+    assert asked == [5000]
+    monkeypatch.delattr(os, "posix_fadvise")
+    leave_cache(path)
+    assert path.read_bytes() == b"x" * 5000

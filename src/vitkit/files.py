@@ -78,7 +78,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def leave_cache(path: Path) -> None:
     """Let the system drop a synced file from its page cache, where it can.
 
-    The next file is then written into the same pages. That costs half of making new ones, and what
+    The next file is then written into the same pages, in half the time that new ones take, and what
     is read again and again, as a data set, stays cached.
     """
     if hasattr(os, "posix_fadvise"):

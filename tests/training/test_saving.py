@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from vitkit.files import sync
 from vitkit.models.variants import build
 from vitkit.training import saving, storage
 from vitkit.training.config import TrainConfig
@@ -115,7 +117,7 @@ def test_a_state_of_many_shards_is_loaded_and_verified_like_one(tmp_path, monkey
     shards = sorted(folder.glob("*.safetensors"))
     sizes = [sum(t.nbytes for t in load_file(shard).values()) for shard in shards]
     largest = max(t.nbytes for t in everything(saved).values())
-    assert len(shards) > 5 and max(sizes) <= max(largest, 20_000)
+    assert 5 < len(shards) < len(everything(saved)) and max(sizes) <= max(largest, 20_000)
     assert sum(sizes) == sum(t.nbytes for t in everything(saved).values())
     load_state(folder, fresh)
     expected, found = everything(saved), everything(fresh)
@@ -124,6 +126,40 @@ def test_a_state_of_many_shards_is_loaded_and_verified_like_one(tmp_path, monkey
     assert shards[3].name in problem_with(folder)
     shards[3].unlink()
     assert f"{shards[3]}: missing" == problem_with(folder)
+
+
+def test_a_save_that_fails_in_its_third_shard_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SHARD_BYTES", 20_000)
+    state, synced = trained_state(), []
+    before = save_state(tmp_path, state)
+    state.step += 1
+
+    def failing(path):
+        synced.append(path)
+        if len(synced) == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "sync", failing)
+        with pytest.raises(StateError, match="Input/output error"):
+            save_state(tmp_path, state)
+    assert len(synced) == 3 and list(tmp_path.iterdir()) == [before]
+    assert newest_state(save_state(tmp_path, state).parent)[0].name == "step-00000004"
+
+
+def test_a_state_of_one_shard_by_an_older_version_is_loaded(tmp_path):
+    saved, fresh = trained_state(), trained_state(seed=1, steps=0)
+    folder = save_state(tmp_path, saved)
+    (folder / "shard-00000-00000.safetensors").rename(folder / "shard-00000.safetensors")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["sha256"]
+    files = manifest["files"]
+    files["shard-00000.safetensors"] = files.pop("shard-00000-00000.safetensors")
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": seal(manifest)}))
+    load_state(folder, fresh)
+    expected, found = everything(saved), everything(fresh)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_state_of_another_net_is_refused(tmp_path):
@@ -212,12 +248,30 @@ def test_a_state_that_was_just_hashed_is_hashed_again_where_somebody_touched_it(
     assert hashed == ["step-00000003", "step-00000002"]
 
 
-def test_a_state_that_was_hashed_a_while_ago_is_hashed_again(tmp_path, monkeypatch):
-    """What a disk does to a file changes none of its stamps."""
-    monkeypatch.setattr(saving, "TRUSTED_SECONDS", 0.0)
+def test_a_file_that_was_touched_while_it_was_hashed_is_hashed_again(tmp_path, monkeypatch):
     save, hashed = saves_and_hashes(tmp_path, monkeypatch)
-    assert [save(1), save(2), save(3)][-1] == ["step-00000003", "step-00000002"]
-    assert hashed == ["step-00000001", "step-00000002"]
+    facts_of = storage.facts_of
+
+    def touched(path):
+        facts = facts_of(path)
+        time.sleep(0.05)
+        path.touch()
+        return facts
+
+    monkeypatch.setattr(storage, "facts_of", touched)
+    assert save(1) and save(2) == ["step-00000002", "step-00000001"]
+    assert hashed == ["step-00000001"]
+
+
+def test_once_in_five_minutes_a_state_is_read_back_before_an_older_one_goes(tmp_path, monkeypatch):
+    """What a disk does to a file changes none of its stamps."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(saving, "time", clock)
+    save, hashed = saves_and_hashes(tmp_path, monkeypatch)
+    for step in range(1, 14):
+        save(step)
+        clock.now += 60.0
+    assert hashed == ["step-00000005", "step-00000010"]
 
 
 @contextmanager

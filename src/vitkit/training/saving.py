@@ -36,7 +36,7 @@ from vitkit.training.world import another_ended, rank_and_size, together
 FLOAT32 = 4  # bytes
 KEPT = 2  # states kept in a run directory
 SLOW_DISK = 10e6  # bytes a second; as long as such a one takes, nothing is thought to hang
-TRUSTED_SECONDS = 300.0  # after its hash was made a file that nobody touched is taken for whole
+READ_BACK = 300.0  # seconds; once in so many an older state goes only when the next was read back
 NICE = 10  # how much the writing thread gives way to training
 
 
@@ -71,13 +71,14 @@ class Saver:
         self.problem: VitkitError | None = None
         self.seconds = 0.0
         self.trusted: Mapping[Path, Stamp] = {}  # shards of the last state that were hashed here
-        self.trusted_until = 0.0
+        self.trusting_until = 0.0
 
     def begin(self, state: TrainState) -> None:
         """Save the state as it is now."""
         folder = folder_of(self.checkpoints, state.step)
         tensors = tensors_of(state)
-        self.seconds = sum(tensor.nbytes for tensor in tensors.values()) / SLOW_DISK
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        self.seconds = 2 * size / SLOW_DISK  # to write it, and to read the one before
         copy: Any = self.stager.stage(share_of(tensors))
         arguments = (folder, copy, set(tensors), state.progress())
         self.thread = threading.Thread(target=self.write, args=arguments, daemon=True)
@@ -115,9 +116,11 @@ class Saver:
             return
         if rank_and_size()[0] == 0:
             with suppress(OSError, StateError):  # the next save tries again
-                lately = time.monotonic() < self.trusted_until
-                rotate(self.checkpoints, folder, self.trusted if lately else {})
-            self.trusted, self.trusted_until = stamps, time.monotonic() + TRUSTED_SECONDS
+                trusting = time.monotonic() < self.trusting_until
+                rotate(self.checkpoints, folder, self.trusted if trusting else {})
+                if not trusting:
+                    self.trusting_until = time.monotonic() + READ_BACK
+            self.trusted = stamps
         if self.group is not None:  # who ends sooner would have this one killed while it removes
             with suppress(RuntimeError):  # another process has ended; the state is whole
                 dist.barrier(self.group)

@@ -113,7 +113,7 @@ class StateWriter(StorageWriter):
 def shards_of(
     plan: SavePlan, planner: SavePlanner
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
-    """The tensors of each shard, SHARD_BYTES or a single one, and where in the whole they begin."""
+    """The tensors of each shard, at most SHARD_BYTES or one, and where in the whole they begin."""
     tensors, offsets, size = {}, {}, 0
     for item in plan.items:
         tensor = planner.resolve_data(item)
@@ -283,7 +283,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Changes when a file is written to or replaced; not by what a failing disk does to it."""
+    """Changes when a file is written to (on POSIX) or replaced; not by what a disk does to it."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
