@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vitkit.data.checks import DataError
 from vitkit.data.decode import ImageError
 from vitkit.data.pipeline import Batch, TrainingStream, evaluation_batches
-from vitkit.data.sources import ArraySource, DataError
+from vitkit.data.source import ArraySource
 from vitkit.data.transforms import Preprocessing, TrainTransform
 
 THREADS = [0, 1, 2, 4]

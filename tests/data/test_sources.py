@@ -14,20 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitkit.data.checks import DataError
 from vitkit.data.decode import ImageError
-from vitkit.data.sources import (
+from vitkit.data.opening import digits, held_out, image_side, open_data, require_classes
+from vitkit.data.source import (
     ArraySource,
     Concatenated,
-    DataError,
     Source,
     Splits,
     Subset,
-    digits,
-    held_out,
-    image_side,
+    Without,
     only_classes,
-    open_data,
-    require_classes,
 )
 
 
@@ -77,6 +74,14 @@ def in_memory(labels: Sequence[int], classes: int | None = None) -> ArraySource:
     return ArraySource(images, labels, names, name="memory")
 
 
+def chosen(part: Source) -> list[int]:
+    """Which images of a source are in a part of it."""
+    if isinstance(part, Without):
+        return [part.inner(index) for index in range(len(part))]
+    assert isinstance(part, Subset)
+    return part.indices.tolist()
+
+
 # digits
 
 
@@ -92,9 +97,9 @@ def test_digits_are_1797_images_of_ten_classes_a_stratified_fifth_held_out():
 def test_no_digit_is_lost_or_in_both_splits():
     splits = digits()
     train, val = splits.train, splits.val
-    assert isinstance(train, Subset)
+    assert isinstance(train, Without)
     assert isinstance(val, Subset)
-    assert sorted([*train.indices, *val.indices]) == list(range(1797))
+    assert sorted([*chosen(train), *chosen(val)]) == list(range(1797))
 
 
 def test_digits_are_scaled_to_the_whole_pixel_range_and_must_not_be_mirrored():
@@ -405,14 +410,15 @@ def test_held_out_is_stratified_disjoint_complete_and_keeps_an_image_of_each_cla
     source = in_memory(labels)
     splits = held_out(source, "data", share=share, seed=seed)
     train, val = splits.train, splits.val
-    assert isinstance(train, Subset)
+    assert isinstance(train, Without)
     assert isinstance(val, Subset)
-    assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
+    assert sorted([*chosen(train), *chosen(val)]) == list(range(len(labels)))
     assert (np.bincount(train.labels, minlength=len(counts)) >= 1).all()
     held = np.bincount(val.labels, minlength=len(counts))
     assert (np.abs(held - share * np.array(counts)) <= 1).all()
     for part in (train, val):
-        assert part.labels.tolist() == [labels[index] for index in part.indices]
+        assert part.labels.tolist() == [labels[index] for index in chosen(part)]
+        assert [part.target(index) for index in range(len(part))] == part.labels.tolist()
 
 
 def test_every_class_keeps_an_image_to_train_on_however_much_is_held_out():

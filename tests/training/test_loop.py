@@ -7,8 +7,8 @@ import signal
 import pytest
 import torch
 
+from vitkit.data.opening import digits
 from vitkit.data.pipeline import Batch, TrainingStream
-from vitkit.data.sources import digits
 from vitkit.data.transforms import Preprocessing, TrainTransform
 from vitkit.models.variants import build
 from vitkit.objectives.supervised import cross_entropy

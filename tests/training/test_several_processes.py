@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_loop import setup
 
+from vitkit.data.opening import digits
 from vitkit.data.pipeline import TrainingStream
-from vitkit.data.sources import digits
 from vitkit.data.transforms import TrainTransform
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import vitkit
-from vitkit.data.sources import ArraySource, digits
+from vitkit.data.opening import digits
+from vitkit.data.source import ArraySource
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError
 from vitkit.models.axial_resnet import AxialResNet

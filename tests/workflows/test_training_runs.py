@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 import vitkit
-from vitkit.data.sources import ArraySource, DataError, Splits, digits, only_classes
+from vitkit.data.checks import DataError
+from vitkit.data.opening import digits
+from vitkit.data.source import ArraySource, Splits, only_classes
 from vitkit.errors import UsageError
 
 FAST = {"steps": 8, "batch_size": 16, "quiet": True}

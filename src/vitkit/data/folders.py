@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 
-from vitkit.data.checks import DataError, some
+import numpy as np
+
+from vitkit.data.checks import DataError, digest, some
+from vitkit.data.source import Source
 
 IMAGE_SUFFIXES = {
     ".jpg",
@@ -28,6 +32,42 @@ SPLITS = {
     "test": "test",
 }
 HASHED = 16 * 1024  # bytes at each end of a file
+
+
+class FolderSource(Source):
+    """A folder of class folders, each holding images at any depth."""
+
+    def __init__(self, root: Path) -> None:
+        folders = class_folders(root)
+        files = [images_in(folder) for folder in folders]
+        if not any(files):
+            raise DataError(
+                f"{root}: found {found_in(root)}; expected class folders with images in them "
+                f"({root.name}/cat/1.jpg), train/ and val/ of such folders, or parquet files"
+            )
+        self.root = root
+        # An empty folder is still a class: train/ and val/ must agree on the numbers.
+        self.class_names = [f.name for f in folders]
+        self.paths = [path for group in files for path in group]
+        self.labels = np.repeat(np.arange(len(folders)), [len(group) for group in files])
+
+    def encoded(self, index: int) -> bytes:
+        return self.paths[index].read_bytes()
+
+    def key(self, index: int) -> str:
+        return self.paths[index].relative_to(self.root).as_posix()
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def fingerprint(self) -> str:
+        return digest([*self.class_names, self.content])
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all files, kept because both halves of a split ask for it."""
+        parts = ((p.relative_to(self.root).as_posix(), ends_of(p)) for p in self.paths)
+        return digest(part for pair in parts for part in pair)
 
 
 def existing(word: str | Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitkit.data.checks import DataError, checked_labels, first_line, some
+from vitkit.data.checks import DataError, checked_labels, digest, first_line, some
+from vitkit.data.source import Source
 
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label")  # the first is taken
+
+
+class ParquetSource(Source):
+    """Parquet files with an image column (bytes, or Hugging Face's {bytes, path}) and labels."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self.images, self.labels, self.class_names = read_parquet(self.paths, self.title())
+
+    def title(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{self.paths[0]}{more}"
+
+    def encoded(self, index: int) -> bytes:
+        return self.images[index].as_py() or b""
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def name(self, index: int) -> str:
+        return f"{self.title()} row {index}"
+
+    def fingerprint(self) -> str:
+        return digest([*self.class_names, self.labels.tobytes(), self.content])
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all images, kept because both halves of a split ask for it."""
+        return digest(memoryview(value.as_buffer() or b"") for value in self.images)
 
 
 def read_parquet(

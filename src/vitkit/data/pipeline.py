@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitkit.data.checks import DataError
 from vitkit.data.decode import ImageError
-from vitkit.data.sources import DataError, Source
+from vitkit.data.source import Source
 from vitkit.data.transforms import Preprocessing
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # grain warns that jax is not installed
@@ -31,7 +32,8 @@ ATTEMPTS = 20  # replacements tried for one bad image
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W), uint8 for training and float for evaluation, and labels (B,) int64."""
+    """Images (B, 3, H, W), uint8 for training and float for evaluation, and labels: (B,)
+    int64, or (B, K) float shares of the classes."""
 
     images: Tensor
     labels: Tensor
@@ -106,11 +108,11 @@ class TrainingStream:
         loaded = grain.MapDataset.range(ENDLESS).map(batch)
         return closing(iter(loaded.to_iter_dataset(options)))
 
-    def load(self, index: int, random: np.random.Generator) -> tuple[Tensor, int]:
+    def load(self, index: int, random: np.random.Generator) -> tuple[Tensor, int | np.ndarray]:
         for _ in range(ATTEMPTS):
             try:
                 image = self.transform(self.image(index), random)
-                return image, int(self.source.labels[index])
+                return image, self.source.target(index)
             except (ImageError, OSError) as error:
                 self.bad.add(self.source.name(index), str(error))
                 index = int(random.integers(len(self.source)))
@@ -140,9 +142,9 @@ def evaluation_batches(
     several processes each, by its `rank`, gets every `ranks`-th image.
     """
 
-    def load(index: int) -> tuple[Tensor, int] | None:
+    def load(index: int) -> tuple[Tensor, int | np.ndarray] | None:
         try:
-            return preprocessing(source.image(index)), int(source.labels[index])
+            return preprocessing(source.image(index)), source.target(index)
         except (ImageError, OSError) as error:
             if bad is None:
                 raise DataError(f"{source.name(index)}: {error}") from error
@@ -168,6 +170,6 @@ def closing(iterator: Any) -> Generator[Batch, None, None]:
         iterator.close()  # an unclosed one keeps its threads
 
 
-def stack(samples: Sequence[tuple[Tensor, int]]) -> Batch:
+def stack(samples: Sequence[tuple[Tensor, int | np.ndarray]]) -> Batch:
     images, labels = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels))
+    return Batch(torch.stack(images), torch.from_numpy(np.stack(labels)))

@@ -44,6 +44,45 @@ class AugmentConfig:
     """Smallest and largest share of the area that a random crop takes."""
     flip: bool = True
     """Mirror every second image; wrong where a mirrored image is another class."""
+    level: Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] = "none"
+    """RandAugment and MixUp together, as "How to train your ViT?" (arXiv 2106.10270) names them."""
+    randaugment_layers: int | None = None
+    """Operations that RandAugment applies one after another; 0 is none. By default the level's."""
+    randaugment_magnitude: float | None = None
+    """How strong they are, on the authors' scale of 10. By default the level's."""
+    mixup: float | None = None
+    """Mix pairs of images and their labels by shares from Beta(mixup, mixup); 0 does not. By
+    default the level's."""
+    cutmix: float = 0.0
+    """Put a rectangle of one image into another, its share from Beta(cutmix, cutmix); beside mixup
+    a coin decides for each pair."""
+    erase: float = 0.0
+    """Share of the images in which a random rectangle is filled with noise."""
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """By how much brightness, contrast, saturation and hue vary at most."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images are trained on, and where they are kept."""
+
+    weights: tuple[float, ...] = ()
+    """With several DATA, how much of the stream each is; by default by their numbers of images."""
+    subset: float | None = None
+    """Train on so many images (above 1) or this share, the same of every class; a larger subset
+    holds the smaller ones."""
+    quarantine: tuple[str, ...] = ()
+    """Lists of images to leave out, as `vitkit data check` and `vitkit data dedup` write them."""
+    balance: float = 0.0
+    """Draw rare classes more often: 0 as they are, 1 every class alike, between by a power."""
+    repeats: int = 1
+    """Times that an image comes in a batch, augmented anew each time."""
+    keep: Literal["auto", "device", "disk", "none"] = "auto"
+    """Where decoded images are kept: on the device, in a memory-mapped file, or nowhere; auto: on
+    the device where they are small, of one size, and all fit."""
+    keep_side: int | None = None
+    """With disk, shrink images to this shorter side before they are kept; by default 8/7 of the
+    image size, and images that are smaller stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +167,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
@@ -143,6 +183,8 @@ class TrainConfig:
 CHOICES = {
     "optimizer.name": ("adamw", "sgd"),
     "schedule.kind": ("cosine", "linear"),
+    "augment.level": ("none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"),
+    "data.keep": ("auto", "device", "disk", "none"),
     "pooling": ("token", "mean", "map", "patch-mean", "token+mean"),
     "loss": ("softmax", "sigmoid"),
     "precision": ("auto", "fp32", "bf16"),
@@ -154,14 +196,19 @@ CHOICES = {
 # Name: (least, most, whether both may be reached). None as a value is always allowed.
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every",
-                     "log_every", "engine.shard_over"), (1, math.inf, True)),
+                     "log_every", "engine.shard_over", "data.repeats", "data.keep_side"),
+                    (1, math.inf, True)),
     **dict.fromkeys(("threads", "seed", "schedule.warmup_steps", "guard.skipped_steps",
-                     "guard.rewinds"), (0, 2**31, True)),
-    **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate"), (0, math.inf, False)),
+                     "guard.rewinds", "augment.randaugment_layers"), (0, 2**31, True)),
+    **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate", "data.weights",
+                     "data.subset"), (0, math.inf, False)),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end",
                      "save_minutes", "guard.spike_factor", "engine.patience"), (0, 1e9, True)),
     **dict.fromkeys(("dropout", "label_smoothing", "polyak", "schedule.warmup_share",
                      "optimizer.momentum", "optimizer.betas"), (0, 0.9999999, True)),
+    **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
+                     "augment.randaugment_magnitude"), (0, 100, True)),
+    **dict.fromkeys(("augment.erase", "data.balance"), (0, 1, True)),
     "augment.crop_area": (1e-6, 1, True),
     "image_size": (1, 2**15, True),
     "head_bias": (-1e9, 1e9, True),

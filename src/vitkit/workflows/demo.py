@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vitkit.data.sources import Source, Splits, digits, only_classes
+from vitkit.data.opening import digits
+from vitkit.data.source import Source, Splits, only_classes
 from vitkit.inspection.embeddings import position_similarity
 from vitkit.models.variants import build
 from vitkit.models.vit import VisionTransformer

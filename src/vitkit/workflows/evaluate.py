@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from vitkit.data.checks import DataError, some
+from vitkit.data.opening import held_out, open_data, require_classes
 from vitkit.data.pipeline import Batch, evaluation_batches
-from vitkit.data.sources import DataError, Source, held_out, open_data, require_classes, some
+from vitkit.data.source import Source
 from vitkit.errors import UsageError, named
 from vitkit.evaluation.fewshot import L2, few_shot
 from vitkit.evaluation.topk import features_of, top_k

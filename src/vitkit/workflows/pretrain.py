@@ -27,7 +27,7 @@ def pretrain(
 ) -> Run:
     """Train a net from random weights on DATA; the Run has the folder, metrics and model.
 
-    `data` is "digits", a folder, parquet files or a Source (vitkit.data.sources.open_data).
+    `data` is "digits", a folder, parquet files or a Source (vitkit.data.opening.open_data).
     `fields` change fields of the recipe: `steps=1000`, `learning_rate=3e-4`, or by dotted name
     `**{"optimizer.weight_decay": 0.1}`. `config` replaces recipe and fields. `resume` is None,
     "auto" or a run directory. Raises UsageError for words that cannot be, DataError for the data.

@@ -21,7 +21,7 @@ from typing import IO, Any
 from vitkit.checkpoints.bundle import FORMAT_VERSION, refuse_to_replace
 from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.problems import CheckpointError
-from vitkit.data.sources import Subset
+from vitkit.data.source import Subset
 from vitkit.errors import UsageError, VitkitError
 from vitkit.files import sync, write_whole
 from vitkit.training.config import HARMLESS, TrainConfig, flat, to_json

@@ -6,16 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vitkit.data.checks import some
 from vitkit.data.facts import DataFacts
-from vitkit.data.sources import (
-    Source,
-    Splits,
-    held_out,
-    image_side,
-    open_data,
-    require_classes,
-    some,
-)
+from vitkit.data.opening import held_out, image_side, open_data, require_classes
+from vitkit.data.source import Source, Splits
 from vitkit.errors import VitkitError
 
 

@@ -1,0 +1,292 @@
+"""Labelled images by index: what a source of images is, and what is made of sources."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import vstack
+from torch import Tensor
+
+from vitkit.data.checks import DataError, checked_labels, digest, some
+from vitkit.data.decode import decode
+
+
+class Source(ABC):
+    """Labelled images by index.
+
+    `labels` is (N,) of integers, or where an image may have several labels (multi-label) a
+    `scipy.sparse.csr_array` (N, K) of bool. Of a large source it lies on disk and is mapped into
+    memory: look at parts of it.
+    """
+
+    class_names: list[str]
+    labels: Any  # np.ndarray or csr_array
+    flip_keeps_class = True  # False where a mirrored image would mean something else
+    # How many images lie in each shard, in order, where shards are to be read one after another
+    # because they are fetched from afar; None where any order costs the same.
+    shard_lengths: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def multi_label(self) -> bool:
+        return not isinstance(self.labels, np.ndarray)
+
+    def target(self, index: int) -> int | np.ndarray:
+        """The label, or for multi-label a float32 (K,) of zeros and ones."""
+        if self.multi_label:
+            return self.labels[[index]].toarray()[0].astype(np.float32)
+        return int(self.labels[index])
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes | None:
+        """The image file as it is stored; None where only pixels are kept. Raises OSError."""
+
+    def image(self, index: int) -> Tensor:
+        """The image as uint8 (3, H, W). Raises ImageError, OSError."""
+        return decode(self.encoded(index) or b"")
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """What this image is called in lists that are kept: the same wherever the data lies."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call this image in a message: its path, or file and row."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that changes when the images or labels change."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a user's DATA holds: images to train on and, where it has them, to validate on while
+    training and to test on at the end."""
+
+    name: str
+    train: Source
+    val: Source | None = None
+    test: Source | None = None
+
+
+class ArraySource(Source):
+    """Images in memory: uint8 (N, H, W) or (N, H, W, 3)."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        name: str = "array",
+        flip_keeps_class: bool = True,
+    ) -> None:
+        if (
+            images.dtype != np.uint8
+            or images.ndim not in (3, 4)
+            or images.shape[3:] not in ((), (3,))
+        ):
+            raise DataError(
+                f"{name}: images are {images.dtype} of shape {images.shape}; expected uint8 "
+                "(N, H, W) or (N, H, W, 3)"
+            )
+        if images.ndim == 3:
+            images = np.repeat(images[..., None], 3, axis=-1)
+        # Torch knows no mirrored views; anything else that is contiguous is not copied.
+        self.images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        self.class_names = list(class_names)
+        self.labels = checked_labels(labels, self.class_names, name)
+        self.title, self.flip_keeps_class = name, flip_keeps_class
+        if len(self.labels) != len(images):
+            raise DataError(f"{name}: {len(images)} images but {len(self.labels)} labels")
+
+    def encoded(self, index: int) -> None:
+        return None
+
+    def image(self, index: int) -> Tensor:
+        return self.images[index].contiguous()
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def name(self, index: int) -> str:
+        return f"{self.title} {index}"
+
+    def fingerprint(self) -> str:
+        shape = str(tuple(self.images.shape))
+        pixels = self.images.numpy().tobytes()
+        return digest([shape, pixels, self.labels.tobytes(), *self.class_names])
+
+
+class Concatenated(Source):
+    """Several sources with the same classes, one after the other."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        for part in parts[1:]:
+            if part.class_names != parts[0].class_names:
+                raise DataError(
+                    f"the classes of {part.name(0)} ({some(part.class_names)}) differ from those "
+                    f"of {parts[0].name(0)} ({some(parts[0].class_names)}); give data with one "
+                    "set of classes"
+                )
+        self.parts = list(parts)
+        self.class_names = parts[0].class_names
+        if len({part.multi_label for part in parts}) > 1:
+            raise DataError(
+                f"the images of {parts[0].name(0)} and those of {parts[-1].name(0)} differ in that "
+                "one kind may have several labels each; give data of one kind"
+            )
+        labels = [part.labels for part in parts]
+        self.labels = vstack(labels, "csr") if parts[0].multi_label else np.concatenate(labels)
+        self.flip_keeps_class = all(part.flip_keeps_class for part in parts)
+        self.starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+
+    def locate(self, index: int) -> tuple[Source, int]:
+        part = bisect_right(self.starts, index) - 1
+        return self.parts[part], index - self.starts[part]
+
+    def encoded(self, index: int) -> bytes | None:
+        part, inner = self.locate(index)
+        return part.encoded(inner)
+
+    def image(self, index: int) -> Tensor:
+        part, inner = self.locate(index)
+        return part.image(inner)
+
+    def key(self, index: int) -> str:
+        part, inner = self.locate(index)
+        return part.key(inner)
+
+    def name(self, index: int) -> str:
+        part, inner = self.locate(index)
+        return part.name(inner)
+
+    def fingerprint(self) -> str:
+        return digest([part.fingerprint() for part in self.parts])
+
+
+class Subset(Source):
+    """Chosen images of a source, by index, with the same classes or a smaller set of them."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
+        self.source = source
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.labels = source.labels[self.indices]
+        self.class_names = source.class_names
+        self.flip_keeps_class = source.flip_keeps_class
+
+    def encoded(self, index: int) -> bytes | None:
+        return self.source.encoded(int(self.indices[index]))
+
+    def image(self, index: int) -> Tensor:
+        return self.source.image(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return digest(
+            [
+                self.source.fingerprint(),
+                self.indices.tobytes(),
+                label_bytes(self.labels),
+                *self.class_names,
+            ]
+        )
+
+
+class Without(Source):
+    """A source but for a few images: what is kept in memory is the few, not the many.
+
+    `left_out` are indices of the source, in any order.
+    """
+
+    def __init__(self, source: Source, left_out: Sequence[int] | np.ndarray) -> None:
+        self.source = source
+        self.left_out = np.unique(np.asarray(left_out, dtype=np.int64))
+        # How many images are kept before each that is left out.
+        self.kept_before = self.left_out - np.arange(len(self.left_out))
+        self.class_names = source.class_names
+        self.flip_keeps_class = source.flip_keeps_class
+
+    def __len__(self) -> int:
+        return len(self.source) - len(self.left_out)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.source.multi_label
+
+    @property
+    def labels(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        kept = np.ones(len(self.source), dtype=bool)
+        kept[self.left_out] = False
+        return self.source.labels[kept]
+
+    def inner(self, index: int) -> int:
+        """The index in the source."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return index + int(np.searchsorted(self.kept_before, index, side="right"))
+
+    def target(self, index: int) -> int | np.ndarray:
+        return self.source.target(self.inner(index))
+
+    def encoded(self, index: int) -> bytes | None:
+        return self.source.encoded(self.inner(index))
+
+    def image(self, index: int) -> Tensor:
+        return self.source.image(self.inner(index))
+
+    def key(self, index: int) -> str:
+        return self.source.key(self.inner(index))
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.inner(index))
+
+    def fingerprint(self) -> str:
+        return digest([self.source.fingerprint(), "without", self.left_out.tobytes()])
+
+
+def only_classes(source: Source, classes: Sequence[str]) -> Subset:
+    """The images of the named classes, renumbered in the order given."""
+    missing = [name for name in classes if name not in source.class_names]
+    if missing:
+        raise DataError(f"no classes {some(missing)} among {some(source.class_names)}")
+    number = {source.class_names.index(name): new for new, name in enumerate(classes)}
+    subset = Subset(source, np.flatnonzero(np.isin(source.labels, list(number))))
+    subset.labels = np.array([number[label] for label in subset.labels.tolist()], dtype=np.int64)
+    subset.class_names = list(classes)
+    return subset
+
+
+def label_bytes(labels: Any) -> bytes:
+    """Labels for a hash; the same ones give the same bytes, however they are kept."""
+    if isinstance(labels, np.ndarray):
+        return labels.astype(np.int64).tobytes()
+    return labels.indptr.astype(np.int64).tobytes() + labels.indices.astype(np.int64).tobytes()
+
+
+def strata(source: Source) -> np.ndarray:
+    """(N,) integers by which a share of every class is taken: the label, or of several labels the
+    rarest, and -1 for an image without any."""
+    if not source.multi_label:
+        return np.asarray(source.labels)
+    labels = source.labels
+    counts = labels.sum(axis=0)
+    order = np.argsort(counts, kind="stable")  # the rarest class first
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    rarest = np.full(len(source), len(order), dtype=np.int64)
+    rows = np.repeat(np.arange(len(source)), np.diff(labels.indptr))
+    np.minimum.at(rarest, rows, rank[labels.indices])
+    return np.append(order, -1)[rarest]
