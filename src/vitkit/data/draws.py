@@ -32,3 +32,12 @@ def uniforms(seed: int, purpose: Purpose, first: int, positions: int, each: int)
     blocks = -(-each // WORDS)
     bits = np.random.Philox(key=(int(purpose) << 64) | seed, counter=first * blocks)
     return np.random.Generator(bits).random((positions, blocks * WORDS))[:, :each]
+
+
+def uniforms_at(seed: int, purpose: Purpose, positions: np.ndarray, each: int) -> np.ndarray:
+    """(B, each): the same for positions (B,) in any order; they should lie close to each other."""
+    if not len(positions):
+        return np.empty((0, each))
+    first = int(positions.min())
+    drawn = uniforms(seed, purpose, first, int(positions.max()) - first + 1, each)
+    return drawn[positions - first]

@@ -1,0 +1,117 @@
+"""The random crop that the paper trains with: where it lies, and images cropped, one or a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from vitkit.data.draws import Purpose, uniforms_at
+
+TRIES = 20
+DRAWS = 2 * TRIES + 3  # an aspect and a height for each try, then the place and the mirror image
+
+
+def inception_boxes(
+    draws: np.ndarray,
+    sizes: np.ndarray,
+    area: tuple[float, float] = (0.05, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """Random crops (B, 4) of top, left, height, width, from draws (B, DRAWS) in [0, 1).
+
+    `sizes` are the images' (B, 2) heights and widths. A crop has this share of the area and this
+    aspect w / h. As TensorFlow's sample_distorted_bounding_box, which the authors use: the aspect
+    is uniform, then the height is uniform among those that keep the area in range. (torchvision
+    draws the area uniformly and the logarithm of the aspect.) After 20 misfits, where TensorFlow
+    takes 100, it is the whole image.
+    """
+    height, width = sizes[:, :1], sizes[:, 1:]  # (B, 1), beside the tries (B, TRIES)
+    least, most = area[0] * height * width, area[1] * height * width
+    ratio = aspect[0] + draws[:, :TRIES] * (aspect[1] - aspect[0])
+    low = np.rint(np.sqrt(least / ratio))
+    high = np.minimum(np.rint(np.sqrt(most / ratio)), np.floor((width + 0.5) / ratio))
+    high = np.minimum(high, height)
+    low = np.minimum(low, high)
+    h = low + np.floor(draws[:, TRIES : 2 * TRIES] * (high + 1 - low))
+    w = np.rint(h * ratio)
+    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width) & (least <= h * w) & (h * w <= most)
+    rows, first = np.arange(len(draws)), fits.argmax(axis=1)  # the first that fits, else 0
+    found = np.stack([h[rows, first], w[rows, first]], axis=1)
+    size = np.where(fits[rows, first][:, None], found, sizes)
+    place = np.floor(draws[:, 2 * TRIES : 2 * TRIES + 2] * (sizes - size + 1))
+    return np.concatenate([place, size], axis=1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """What becomes of an image in training: an inception crop, resized, every second one mirrored.
+
+    A pure function of the seed and the image's place in the stream.
+    """
+
+    image_size: tuple[int, int]  # (height, width) that comes out, pixels
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    flip: bool = True
+
+    def draws(self, seed: int, positions: np.ndarray) -> np.ndarray:
+        """(B, DRAWS), for `crop` and `crop_batch`; `positions` (B,) lie close to each other."""
+        return uniforms_at(seed, Purpose.CROP, positions, DRAWS)
+
+    def mirrored(self, draws: np.ndarray) -> np.ndarray:
+        return (draws[:, -1] < 0.5) & self.flip
+
+    def crop(self, image: Tensor, draws: np.ndarray) -> Tensor:
+        """uint8 (3, H, W) and draws (DRAWS,) -> uint8 (3, *image_size)."""
+        draws = draws[None]
+        size = np.array([image.shape[-2:]])
+        box = inception_boxes(draws, size, self.crop_area)[0].tolist()
+        image = TF.crop(image, *box)
+        if self.image_size == (1, 1):
+            image = image.float()  # torch 2.14 cannot resize contiguous uint8 to a single pixel
+        image = TF.resize(image, list(self.image_size), antialias=False).round().to(torch.uint8)
+        return image.flip(-1) if self.mirrored(draws)[0] else image
+
+    def crop_batch(self, images: Tensor, draws: np.ndarray) -> Tensor:
+        """The same for uint8 (B, 3, H, W) of one size on any device, with draws (B, DRAWS).
+
+        Pixels differ from `crop`'s by a rounding here and there.
+        """
+        height, width = images.shape[-2:]
+        sizes = np.broadcast_to(np.array([[height, width]]), (len(images), 2))
+        boxes = inception_boxes(draws, sizes, self.crop_area)
+        rows = sampling(boxes[:, 0], boxes[:, 2], self.image_size[0])
+        columns = sampling(boxes[:, 1], boxes[:, 3], self.image_size[1])
+        mirrored = self.mirrored(draws)
+        columns[mirrored] = columns[mirrored, ::-1]
+        places = torch.from_numpy(np.concatenate([rows, columns], axis=1).astype(np.float32))
+        places = places.to(images.device, non_blocking=True)
+        rows, columns = places.split(list(self.image_size), dim=1)
+        return interpolated(images, rows, columns)
+
+
+def sampling(start: np.ndarray, length: np.ndarray, new: int) -> np.ndarray:
+    """(B, new): the old pixel, a fraction, that each new one of a crop lies on; half-pixel centres.
+
+    `start` and `length` (B,) are those of the crop along one side, which is not left.
+    """
+    scale = length[:, None] / new
+    inside = (np.arange(new) + 0.5) * scale - 0.5
+    return start[:, None] + np.clip(inside, 0, length[:, None] - 1)
+
+
+def interpolated(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Images (B, 3, H, W) uint8 at rows (B, h) and columns (B, w) -> uint8 (B, 3, h, w), bilinear.
+
+    As two products of matrices, which are fast everywhere: row i of the left one holds the shares
+    that the old rows have in the new row i.
+    """
+    old_rows = torch.arange(images.shape[-2], device=images.device)
+    old_columns = torch.arange(images.shape[-1], device=images.device)
+    left = (1 - (rows[:, :, None] - old_rows).abs()).clamp_(min=0)  # (B, h, H)
+    right = (1 - (columns[:, None, :] - old_columns[:, None]).abs()).clamp_(min=0)  # (B, W, w)
+    mixed = left[:, None] @ (images.float() @ right[:, None])
+    return mixed.round_().to(torch.uint8)
