@@ -60,6 +60,9 @@ class FolderSource(Source):
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
+    def file(self, index: int) -> str:
+        return str(self.paths[index])
+
     def fingerprint(self) -> str:
         return digest([*self.class_names, self.content])
 

@@ -65,6 +65,14 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """A hash that changes when the images or labels change."""
 
+    def file(self, index: int) -> str | None:
+        """The path of the file that is this image and nothing else; None where there is none."""
+        return None
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Fetch these shards, by their places in `shard_lengths`, while other work goes on."""
+        return None
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -147,6 +155,8 @@ class Concatenated(Source):
         self.labels = vstack(labels, "csr") if parts[0].multi_label else np.concatenate(labels)
         self.flip_keeps_class = all(part.flip_keeps_class for part in parts)
         self.starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        if any(part.shard_lengths is not None for part in parts):
+            self.shard_lengths = [n for part in parts for n in part.shard_lengths or [len(part)]]
 
     def locate(self, index: int) -> tuple[Source, int]:
         part = bisect_right(self.starts, index) - 1
@@ -164,9 +174,22 @@ class Concatenated(Source):
         part, inner = self.locate(index)
         return part.key(inner)
 
+    def file(self, index: int) -> str | None:
+        part, inner = self.locate(index)
+        return part.file(inner)
+
     def name(self, index: int) -> str:
         part, inner = self.locate(index)
         return part.name(inner)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        first = 0
+        for part in self.parts:
+            number = len(part.shard_lengths or [len(part)])
+            wanted = [shard - first for shard in shards if first <= shard < first + number]
+            if wanted:
+                part.prefetch(wanted)
+            first += number
 
     def fingerprint(self) -> str:
         return digest([part.fingerprint() for part in self.parts])
@@ -181,6 +204,8 @@ class Subset(Source):
         self.labels = source.labels[self.indices]
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
+        if source.shard_lengths is not None and (np.diff(self.indices) >= 0).all():
+            self.shard_lengths = chosen_in_each(self.indices, source.shard_lengths)
 
     def encoded(self, index: int) -> bytes | None:
         return self.source.encoded(int(self.indices[index]))
@@ -190,6 +215,12 @@ class Subset(Source):
 
     def key(self, index: int) -> str:
         return self.source.key(int(self.indices[index]))
+
+    def file(self, index: int) -> str | None:
+        return self.source.file(int(self.indices[index]))
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self.source.prefetch(shards)
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
@@ -218,6 +249,9 @@ class Without(Source):
         self.kept_before = self.left_out - np.arange(len(self.left_out))
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
+        if (lengths := source.shard_lengths) is not None:
+            fewer = chosen_in_each(self.left_out, lengths)
+            self.shard_lengths = [n - few for n, few in zip(lengths, fewer, strict=True)]
 
     def __len__(self) -> int:
         return len(self.source) - len(self.left_out)
@@ -250,11 +284,22 @@ class Without(Source):
     def key(self, index: int) -> str:
         return self.source.key(self.inner(index))
 
+    def file(self, index: int) -> str | None:
+        return self.source.file(self.inner(index))
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self.source.prefetch(shards)
+
     def name(self, index: int) -> str:
         return self.source.name(self.inner(index))
 
     def fingerprint(self) -> str:
         return digest([self.source.fingerprint(), "without", self.left_out.tobytes()])
+
+
+def chosen_in_each(indices: np.ndarray, lengths: Sequence[int]) -> list[int]:
+    """How many of the sorted indices fall into each of the shards of these lengths."""
+    return np.diff(np.searchsorted(indices, np.cumsum([0, *lengths]))).tolist()
 
 
 def only_classes(source: Source, classes: Sequence[str]) -> Subset:
