@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchcodec.decoders import decode_image  # pyright: ignore[reportPrivateImportUsage]
+from torchcodec.decoders import (  # pyright: ignore[reportPrivateImportUsage]
+    decode_image,
+    decode_jpeg,
+)
 
 from vitkit.errors import VitkitError
 
@@ -34,6 +39,53 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     animation the first frame is taken. The header is read first, so that an image of more than
     `max_pixels` is refused before its pixels take memory. Raises ImageError.
     """
+    image = opened(data, max_pixels)
+    try:
+        if image.format in BY_TORCHCODEC and getattr(image, "n_frames", 1) == 1:
+            pixels = decode_image(data)
+            if pixels.ndim == 3:  # a WebP animation of one frame comes as (1, 3, H, W)
+                return pixels
+        return decode_by_pillow(image)
+    except Exception as error:
+        raise ImageError(f"a corrupt or truncated {image.format} file") from error
+
+
+def decode_batch(
+    files: Sequence[bytes], device: torch.device, max_pixels: int = MAX_PIXELS
+) -> list[Tensor | ImageError]:
+    """The same for several files at once, to tensors on a device; what is wrong with one is told
+    in its place.
+
+    A GPU decodes the JPEGs among them in a single call, and differs from a CPU by a rounding here
+    and there; what it cannot decode, and all other formats, the CPU does.
+    """
+    results: list[Tensor | ImageError | None] = [None] * len(files)
+    jpegs = []
+    for number, data in enumerate(files):
+        try:
+            if opened(data, max_pixels).format == "JPEG":
+                jpegs.append(number)
+        except ImageError as error:
+            results[number] = error
+    with suppress(Exception):  # one of them is damaged, or of a kind that a GPU does not know
+        pixels = decode_jpeg([files[number] for number in jpegs], device=device)
+        for number, image in zip(jpegs, pixels, strict=True):
+            results[number] = image
+    return [
+        decoded_to(device, data, max_pixels) if result is None else result
+        for data, result in zip(files, results, strict=True)
+    ]
+
+
+def decoded_to(device: torch.device, data: bytes, max_pixels: int) -> Tensor | ImageError:
+    try:
+        return decode(data, max_pixels).to(device)
+    except ImageError as error:
+        return error
+
+
+def opened(data: bytes, max_pixels: int) -> Image.Image:
+    """The header of an image of at most so many pixels; ImageError."""
     if not data:
         raise ImageError("the file is empty")
     try:
@@ -49,14 +101,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             f"too large: {width}x{height} is {megapixels:g} megapixels, more than the "
             f"limit of {max_pixels / 1e6:g}"
         )
-    try:
-        if image.format in BY_TORCHCODEC and getattr(image, "n_frames", 1) == 1:
-            pixels = decode_image(data)
-            if pixels.ndim == 3:  # a WebP animation of one frame comes as (1, 3, H, W)
-                return pixels
-        return decode_by_pillow(image)
-    except Exception as error:
-        raise ImageError(f"a corrupt or truncated {image.format} file") from error
+    return image
 
 
 def largest_part(image: Image.Image) -> tuple[int, int]:

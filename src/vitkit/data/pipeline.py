@@ -6,9 +6,10 @@ go on from any position, and the number of loader threads changes nothing.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,11 @@ import torch
 from torch import Tensor
 
 from vitkit.data.checks import DataError
-from vitkit.data.decode import ImageError
+from vitkit.data.crops import RandomCrop
+from vitkit.data.decode import ImageError, decode_batch
+from vitkit.data.draws import Purpose, uniforms
+from vitkit.data.kept import KeptOnDevice, KeptOnDisk
+from vitkit.data.sampling import Order, places_of
 from vitkit.data.source import Source
 from vitkit.data.transforms import Preprocessing
 
@@ -26,17 +31,17 @@ import grain  # noqa: E402  (after the line that quiets it)
 
 PREFETCHED_BATCHES = 2  # grain's default of 500 images or more costs gigabytes at 224 pixels
 ENDLESS = 10**9  # batches
-REMEMBERED_BYTES = 2**28  # a source whose decoded images need no more is decoded only once
 ATTEMPTS = 20  # replacements tried for one bad image
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images (B, 3, H, W), uint8 for training and float for evaluation, and labels: (B,)
-    int64, or (B, K) float shares of the classes."""
+    int64, or (B, K) float shares of the classes. `positions` (B,) are the places in the stream."""
 
     images: Tensor
     labels: Tensor
+    positions: np.ndarray | None = None
 
 
 @dataclass
@@ -55,76 +60,163 @@ class BadImages:
         shown = "; ".join(f"{name}: {why}" for name, why in list(self.reasons.items())[:3])
         raise DataError(
             f"{len(self.reasons)} images cannot be used, more than the {self.limit} tolerated: "
-            f"{shown}; remove or repair them"
+            f"{shown}; remove or repair them, or leave them out by a list of `vitkit data check` "
+            "and --data.quarantine"
         )
 
 
 class TrainingStream:
-    """An endless stream of augmented training batches, from any position on.
+    """An endless stream of randomly cropped training batches, from any position on.
 
-    `transform` takes (uint8 image, generator) and gives a uint8 image of fixed size. A bad image
-    is replaced by another, drawn by (seed, position, attempt); more bad images than 10 and 0.1 %
-    of the source raise DataError. Of several processes each has its `rank` and gets its share of
-    every batch, which their number must divide: together they see the stream of a single one.
+    A bad image is replaced by another, drawn by (seed, position, attempt); more bad images than 10
+    and 0.1 % of the source raise DataError. Of several processes each has its `rank` and gets its
+    share of every batch, which their number must divide: together they see the stream of a single
+    one. `order` is by default every image once an epoch. `kept` holds decoded images, on the device
+    or on disk; `device` is where the others are decoded.
     """
 
     def __init__(
         self,
         source: Source,
-        transform: Callable[[Tensor, np.random.Generator], Tensor],
+        crop: RandomCrop,
         batch_size: int,
         seed: int,
         threads: int = 2,
         rank: int = 0,
         ranks: int = 1,
+        *,
+        order: Order | None = None,
+        kept: KeptOnDevice | KeptOnDisk | None = None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  (it never changes)
     ) -> None:
         if batch_size % ranks:
             raise ValueError(f"{ranks} processes do not divide a batch of {batch_size}")
-        self.source, self.transform = source, transform
+        self.source, self.crop = source, crop
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
         self.rank, self.ranks = rank, ranks
-        self.remembered: dict[int, Tensor] = {}
+        self.order = order or Order(source, batch_size, seed)
+        self.kept, self.device = kept, device
         self.bad = BadImages(limit=max(1, max(10, len(source) // 1000) // ranks))
 
     def batches(self, first: int = 0) -> Generator[Batch, None, None]:
         """Batches from number `first` on; closing the iterator ends its threads."""
-        samples: Any = (
-            grain.MapDataset.range(len(self.source))
-            .seed(self.seed)
-            .shuffle()
-            .repeat()
-            .random_map(self.load)
-        )
+        if isinstance(self.kept, KeptOnDevice):
+            self.kept.fill(self.source, self.bad, self.threads)
+            return self.from_device(self.kept, first)
+        return self.decoded(first)
 
-        # A thread loads a batch, not an image, which for small images costs more in grain than the
-        # image itself. The draws are made by the position in the stream of all processes.
-        def batch(number: int) -> Batch:
-            begin = (first + number) * self.batch_size
-            places = range(begin + self.rank, begin + self.batch_size, self.ranks)
-            return stack([samples[place] for place in places])
+    def places(self, batch: int) -> np.ndarray:
+        return places_of(batch, self.batch_size, self.rank, self.ranks)
 
-        ahead = PREFETCHED_BATCHES if self.threads else 0
+    def from_device(self, kept: KeptOnDevice, first: int) -> Generator[Batch, None, None]:
+        """Nothing but a few numbers for each image goes to the device."""
+        for number in range(first, first + ENDLESS):
+            places = self.places(number)
+            indices = self.order(places)
+            for row in np.flatnonzero(kept.bad[indices]):
+                indices[row] = self.replacement(int(places[row]), kept)
+            images, labels = kept.taken(indices)
+            images = self.crop.crop_batch(images, self.crop.draws(self.seed, places))
+            yield Batch(images, labels, places)
+
+    def replacement(self, place: int, kept: KeptOnDevice) -> int:
+        found = [index for index in self.replacements(place) if not kept.bad[index]]
+        if not found:
+            raise DataError(f"{ATTEMPTS} images in a row cannot be used; check the data")
+        return found[0]
+
+    def replacements(self, place: int) -> list[int]:
+        """The images that take the place of a bad one, the first that is good."""
+        drawn = uniforms(self.seed, Purpose.REPLACEMENT, place, 1, ATTEMPTS)[0]
+        return (drawn * len(self.source)).astype(np.int64).tolist()
+
+    def decoded(self, first: int) -> Generator[Batch, None, None]:
+        # A thread loads a part of a batch: a single image would cost more in grain than it takes
+        # to decode a small one, a whole batch would leave threads without work.
+        parts = max(1, min(self.threads, self.batch_size // self.ranks))
+        building: dict[int, Building] = {}
+        lock = threading.Lock()
+
+        def load(number: int) -> bool:
+            number, part = divmod(number, parts)
+            with lock:
+                if number not in building:
+                    building[number] = Building(self, first + number)
+                batch = building[number]
+            batch.load(part, parts)
+            return True
+
+        ahead = PREFETCHED_BATCHES * parts if self.threads else 0
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
-        loaded = grain.MapDataset.range(ENDLESS).map(batch)
-        return closing(iter(loaded.to_iter_dataset(options)))
+        loaded = iter(grain.MapDataset.range(ENDLESS).map(load).to_iter_dataset(options))
+        try:
+            for number in range(ENDLESS // parts):
+                for _ in range(parts):
+                    next(loaded)
+                with lock:
+                    batch = building.pop(number)
+                yield batch.batch()
+        finally:
+            loaded.close()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def load(self, index: int, random: np.random.Generator) -> tuple[Tensor, int | np.ndarray]:
-        for _ in range(ATTEMPTS):
+    def load(
+        self, index: int, place: int, draws: np.ndarray, decoded: Tensor | Exception | None = None
+    ) -> tuple[Tensor, int | np.ndarray]:
+        """A cropped image and its target, or those of a replacement; `decoded` is the image, or
+        what is wrong with it, where that is known."""
+        for attempt in itertools.chain([index], self.replacements(place)):
             try:
-                image = self.transform(self.image(index), random)
-                return image, self.source.target(index)
+                if isinstance(decoded, Exception):
+                    raise decoded
+                image = self.image(attempt) if decoded is None else decoded
+                return self.crop.crop(image, draws), self.source.target(attempt)
             except (ImageError, OSError) as error:
-                self.bad.add(self.source.name(index), str(error))
-                index = int(random.integers(len(self.source)))
+                self.bad.add(self.source.name(attempt), str(error))
+                decoded = None
         raise DataError(f"{ATTEMPTS} images in a row cannot be used; check the data")
 
     def image(self, index: int) -> Tensor:
-        found = self.remembered.get(index)
-        if found is None:
-            found = self.source.image(index)
-            if found.nbytes * len(self.source) <= REMEMBERED_BYTES:
-                self.remembered[index] = found
-        return found
+        if isinstance(self.kept, KeptOnDisk):
+            return self.kept.image(self.source, index)
+        return self.source.image(index)
+
+
+class Building:
+    """A batch on its way: several threads load a part of it each."""
+
+    def __init__(self, stream: TrainingStream, number: int) -> None:
+        self.stream, self.places = stream, stream.places(number)
+        self.indices = stream.order(self.places)
+        self.draws = stream.crop.draws(stream.seed, self.places)
+        size = (len(self.places), 3, *stream.crop.image_size)
+        self.images = torch.empty(size, dtype=torch.uint8, device=stream.device)
+        self.labels: list[Any] = [None] * len(self.places)
+
+    def load(self, part: int, parts: int) -> None:
+        rows = range(part, len(self.places), parts)
+        by_gpu = self.by_gpu(rows) if self.stream.device.type == "cuda" else {}
+        for row in rows:
+            index, place = int(self.indices[row]), int(self.places[row])
+            image, label = self.stream.load(index, place, self.draws[row], by_gpu.get(row))
+            self.images[row], self.labels[row] = image, label
+
+    def by_gpu(self, rows: range) -> dict[int, Tensor | Exception]:
+        """Images decoded on the device, those of a source that keeps files."""
+        files: dict[int, bytes] = {}
+        results: dict[int, Tensor | Exception] = {}
+        for row in rows:
+            try:
+                data = self.stream.source.encoded(int(self.indices[row]))
+            except OSError as error:
+                results[row] = error
+            else:
+                if data is not None:
+                    files[row] = data
+        decoded = decode_batch(list(files.values()), self.stream.device)
+        return results | dict(zip(files, decoded, strict=True))
+
+    def batch(self) -> Batch:
+        return Batch(self.images, torch.from_numpy(np.stack(self.labels)), self.places)
 
 
 def evaluation_batches(
@@ -151,15 +243,11 @@ def evaluation_batches(
             bad.add(source.name(index), str(error))
             return None  # grain leaves it out
 
-    samples = grain.MapDataset.range(len(source))[rank::ranks]
-    return read(samples.map(load), batch_size, threads)
-
-
-def read(samples: grain.MapDataset, batch_size: int, threads: int) -> Generator[Batch, None, None]:
-    """Samples (image, label) -> batches, `threads` threads working ahead."""
+    samples = grain.MapDataset.range(len(source))[rank::ranks].map(load)
     ahead = PREFETCHED_BATCHES * batch_size if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return closing(iter(samples.to_iter_dataset(options).batch(batch_size, batch_fn=stack)))
+    batches = samples.to_iter_dataset(options).batch(batch_size, batch_fn=stack)
+    return closing(iter(batches))
 
 
 def closing(iterator: Any) -> Generator[Batch, None, None]:
@@ -170,6 +258,6 @@ def closing(iterator: Any) -> Generator[Batch, None, None]:
         iterator.close()  # an unclosed one keeps its threads
 
 
-def stack(samples: Sequence[tuple[Tensor, int | np.ndarray]]) -> Batch:
+def stack(samples: Sequence[Any]) -> Batch:  # of (image, label)
     images, labels = zip(*samples, strict=True)
     return Batch(torch.stack(images), torch.from_numpy(np.stack(labels)))

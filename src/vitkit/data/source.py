@@ -31,6 +31,8 @@ class Source(ABC):
     # How many images lie in each shard, in order, where shards are to be read one after another
     # because they are fetched from afar; None where any order costs the same.
     shard_lengths: Sequence[int] | None = None
+    # How many images come from each of several DATA, in order.
+    part_lengths: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -155,6 +157,7 @@ class Concatenated(Source):
         self.labels = vstack(labels, "csr") if parts[0].multi_label else np.concatenate(labels)
         self.flip_keeps_class = all(part.flip_keeps_class for part in parts)
         self.starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        self.part_lengths = [len(part) for part in parts]
         if any(part.shard_lengths is not None for part in parts):
             self.shard_lengths = [n for part in parts for n in part.shard_lengths or [len(part)]]
 
@@ -204,8 +207,11 @@ class Subset(Source):
         self.labels = source.labels[self.indices]
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
-        if source.shard_lengths is not None and (np.diff(self.indices) >= 0).all():
-            self.shard_lengths = chosen_in_each(self.indices, source.shard_lengths)
+        if (np.diff(self.indices) >= 0).all():
+            if source.shard_lengths is not None:
+                self.shard_lengths = chosen_in_each(self.indices, source.shard_lengths)
+            if source.part_lengths is not None:
+                self.part_lengths = chosen_in_each(self.indices, source.part_lengths)
 
     def encoded(self, index: int) -> bytes | None:
         return self.source.encoded(int(self.indices[index]))
@@ -249,9 +255,8 @@ class Without(Source):
         self.kept_before = self.left_out - np.arange(len(self.left_out))
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
-        if (lengths := source.shard_lengths) is not None:
-            fewer = chosen_in_each(self.left_out, lengths)
-            self.shard_lengths = [n - few for n, few in zip(lengths, fewer, strict=True)]
+        self.shard_lengths = without_chosen(self.left_out, source.shard_lengths)
+        self.part_lengths = without_chosen(self.left_out, source.part_lengths)
 
     def __len__(self) -> int:
         return len(self.source) - len(self.left_out)
@@ -300,6 +305,14 @@ class Without(Source):
 def chosen_in_each(indices: np.ndarray, lengths: Sequence[int]) -> list[int]:
     """How many of the sorted indices fall into each of the shards of these lengths."""
     return np.diff(np.searchsorted(indices, np.cumsum([0, *lengths]))).tolist()
+
+
+def without_chosen(indices: np.ndarray, lengths: Sequence[int] | None) -> list[int] | None:
+    """How many remain in each."""
+    if lengths is None:
+        return None
+    fewer = chosen_in_each(indices, lengths)
+    return [number - few for number, few in zip(lengths, fewer, strict=True)]
 
 
 def only_classes(source: Source, classes: Sequence[str]) -> Subset:

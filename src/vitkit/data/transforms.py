@@ -1,15 +1,13 @@
-"""The paper's crops and resizes: for training a random crop, for evaluation a `Preprocessing`."""
+"""The resizes and centre crops of the paper and of others: a `Preprocessing`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from vitkit.values import settle
 
@@ -199,46 +197,3 @@ def centre_crop(image: Tensor, size: tuple[int, int], rounded: bool = False) -> 
     rests = (image.shape[-2] - size[0], image.shape[-1] - size[1])
     top, left = (round(rest / 2) if rounded else rest // 2 for rest in rests)
     return image[:, top : top + size[0], left : left + size[1]]
-
-
-def inception_crop(
-    random: np.random.Generator,
-    height: int,
-    width: int,
-    area: tuple[float, float] = (0.05, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
-    """A random crop (top, left, height, width) with this share of the area and this aspect w / h.
-
-    As TensorFlow's sample_distorted_bounding_box, which the authors use: the aspect is uniform,
-    then the height is uniform among those that keep the area in range. (torchvision draws the
-    area uniformly and the logarithm of the aspect.) After 100 misfits it is the whole image.
-    """
-    least, most = area[0] * height * width, area[1] * height * width
-    for _ in range(100):
-        ratio = random.uniform(*aspect)
-        low = round(np.sqrt(least / ratio))
-        high = min(round(np.sqrt(most / ratio)), int((width + 0.5) / ratio), height)
-        h = int(random.integers(min(low, high), high + 1))
-        w = round(h * ratio)
-        if 0 < h <= height and 0 < w <= width and least <= h * w <= most:
-            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
-            return int(top), int(left), h, w
-    return 0, 0, height, width
-
-
-@dataclass(frozen=True)
-class TrainTransform:
-    """uint8 (3, H, W) and a generator -> uint8 (3, *image_size): inception crop, resize, flip."""
-
-    image_size: tuple[int, int]
-    crop_area: tuple[float, float] = (0.05, 1.0)
-    flip: bool = True
-
-    def __call__(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        crop = inception_crop(random, image.shape[-2], image.shape[-1], self.crop_area)
-        image = TF.crop(image, *crop)
-        if self.image_size == (1, 1):
-            image = image.float()  # torch 2.14 cannot resize contiguous uint8 to a single pixel
-        image = TF.resize(image, list(self.image_size), antialias=False).round().to(torch.uint8)
-        return image.flip(-1) if self.flip and random.random() < 0.5 else image

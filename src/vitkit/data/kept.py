@@ -1,0 +1,185 @@
+"""Images that are decoded once: on the device, or in files that are mapped into memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitkit.data.checks import DataError
+from vitkit.data.decode import ImageError
+from vitkit.data.source import Source
+from vitkit.data.transforms import resize
+
+if TYPE_CHECKING:
+    from vitkit.data.pipeline import BadImages
+
+LOOKED_AT = 32  # images, to guess whether all are of one size
+AT_MOST = 2**31  # bytes that a set may take where nobody asked to keep it
+OF_MEMORY = 1 / 8  # and the share of the device's free memory
+LARGEST_SIDE = 96  # pixels; larger images are not called small
+WAITING = 256  # decoded images that wait to be brought to the device
+
+
+class KeptOnDevice:
+    """A whole set of images of one size, uint8 on the device, with their labels.
+
+    (N, 3, H, W) uint8; for 50,000 images of CIFAR-10 150 MB.
+    """
+
+    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
+        self.size, self.device = size, device
+        self.images: Tensor | None = None
+
+    def fill(self, source: Source, bad: BadImages, threads: int) -> None:
+        """Decode everything, once. An image of another size is a bad one."""
+        if self.images is not None:
+            return
+        pixels = torch.empty(len(source), 3, *self.size, dtype=torch.uint8)
+        self.bad = np.zeros(len(source), dtype=bool)
+
+        def load(indices: range) -> None:
+            for index in indices:
+                try:
+                    image = source.image(index)
+                    if tuple(image.shape[1:]) != self.size:
+                        height, width = image.shape[1:]
+                        raise ImageError(
+                            f"is {width}x{height} among images of {self.size[1]}x{self.size[0]}; "
+                            "--data.keep none reads images of any size"
+                        )
+                    pixels[index] = image
+                except (ImageError, OSError) as error:
+                    self.bad[index] = True
+                    bad.add(source.name(index), str(error))
+
+        chunks = [range(begin, min(begin + WAITING, len(source)))
+                  for begin in range(0, len(source), WAITING)]  # fmt: skip
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            list(pool.map(load, chunks))  # the list raises what a thread raised
+        self.images = pixels.to(self.device)
+        labels = source.labels.toarray() if source.multi_label else np.asarray(source.labels)
+        kind = np.float32 if source.multi_label else np.int64
+        self.labels = torch.from_numpy(labels.astype(kind)).to(self.device)
+
+    def taken(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels of these indices (B,)."""
+        assert self.images is not None
+        rows = torch.from_numpy(indices).to(self.device, non_blocking=True)
+        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+
+
+class KeptOnDisk:
+    """Decoded images in files that are mapped into memory, written when they are first read.
+
+    A row of `where.npy` (N, 4) for each image: the number of its file from 1 on, the offset, height
+    and width, a checksum. Several processes and later runs share the folder, each appending to a
+    file of its own; what another has written is believed once its checksum is right. Images whose
+    shorter side is longer than `side` are shrunk to it first, whether they are then kept or not.
+    Once the files hold `limit` bytes, or the disk is full, nothing more is kept.
+    """
+
+    def __init__(self, folder: Path, images: int, side: int, limit: int) -> None:
+        self.folder, self.side, self.limit = folder, side, limit
+        folder.mkdir(parents=True, exist_ok=True)
+        self.where = self.mapped_rows(images)
+        self.known = np.zeros(images, dtype=bool)  # rows whose checksum was seen to be right
+        self.lock = threading.Lock()
+        self.files: dict[int, np.ndarray] = {}
+        self.number, self.descriptor = self.own_file()
+        self.end = 0
+        self.full = False
+
+    def mapped_rows(self, images: int) -> np.ndarray:
+        path, shape = self.folder / "where.npy", (images, 4)
+        if not path.exists():
+            fresh = path.with_name(f".where-{os.getpid()}.npy")
+            np.lib.format.open_memmap(fresh, "w+", np.int64, shape).flush()
+            with suppress(FileExistsError):
+                os.link(fresh, path)  # of several processes the first one makes it
+            fresh.unlink()
+        rows = np.load(path, mmap_mode="r+", allow_pickle=False)
+        if rows.shape != shape or rows.dtype != np.int64:
+            raise DataError(f"{path}: does not belong to these images; remove {self.folder}")
+        return rows
+
+    def own_file(self) -> tuple[int, int]:
+        """(number, descriptor) of a new file to append to."""
+        number = 1
+        while True:
+            try:
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+                return number, os.open(self.folder / f"{number}.pixels", flags, 0o644)
+            except FileExistsError:
+                number += 1
+
+    def image(self, source: Source, index: int) -> Tensor:
+        """The image (3, H, W), shrunk; read back where it is kept. Raises ImageError, OSError."""
+        found = self.read(index)
+        if found is None:
+            found = shrunk(source.image(index), self.side)
+            self.write(index, found)
+        return found
+
+    def read(self, index: int) -> Tensor | None:
+        number, offset, size, checksum = self.where[index].tolist()
+        height, width = size >> 32, size & 0xFFFFFFFF
+        length = 3 * height * width
+        if not number or length <= 0:
+            return None
+        pixels = self.file(number)
+        if pixels is None or offset < 0 or offset + length > len(pixels):
+            return None
+        pixels = pixels[offset : offset + length]
+        if not self.known[index]:
+            if zlib.crc32(pixels) != checksum:
+                return None  # a machine lost its power, or the disk a bit
+            self.known[index] = True
+        return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
+
+    def file(self, number: int) -> np.ndarray | None:
+        """The bytes of a file as far as it was written when it was last mapped."""
+        with suppress(OSError, ValueError):
+            path = self.folder / f"{number}.pixels"
+            mapped, size = self.files.get(number), path.stat().st_size
+            if mapped is None or len(mapped) < size:
+                # Copy on write: torch wants to be able to write, and the file stays as it is.
+                self.files[number] = np.memmap(path, np.uint8, "c")
+        return self.files.get(number)
+
+    def write(self, index: int, image: Tensor) -> None:
+        # Rows of pixels with their colours side by side, as decoders give them.
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        with self.lock:
+            if self.full or self.end + pixels.nbytes > self.limit:
+                return
+            offset = self.end
+            self.end += pixels.nbytes
+        try:
+            if os.pwrite(self.descriptor, pixels, offset) < pixels.nbytes:
+                raise OSError("the disk is full")
+        except OSError:
+            self.full = True
+            return
+        height, width = pixels.shape[:2]
+        self.where[index, 1:] = offset, height << 32 | width, zlib.crc32(pixels)
+        self.where[index, 0] = self.number
+        self.known[index] = True
+
+
+def shrunk(image: Tensor, side: int) -> Tensor:
+    """uint8 (3, H, W) -> the same with the shorter side at most `side` pixels, antialiased."""
+    height, width = image.shape[1:]
+    shorter = min(height, width)
+    if shorter <= side:
+        return image
+    size = round(height * side / shorter), round(width * side / shorter)
+    return resize(image, size, "bilinear", antialias=True)
