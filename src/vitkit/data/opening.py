@@ -19,6 +19,7 @@ from vitkit.data.folders import (
     split_folders,
 )
 from vitkit.data.holding_out import held_out_indices
+from vitkit.data.index import is_index, open_index
 from vitkit.data.source import ArraySource, Concatenated, Source, Splits, Subset, Without, strata
 
 
@@ -84,6 +85,8 @@ def open_one(word: str | Path) -> Splits:
     if str(word) == "digits":
         return digits()
     path = existing(word)
+    if is_index(path):
+        return open_index(path)
     if path.is_file():
         if not is_parquet(path):
             raise DataError(f"{path}: a file, but not parquet; expected a folder or parquet files")
