@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitkit.data.placing import column, placed
+from vitkit.data.placing import placed
 
 TABLES = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness", "Contrast")
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -29,6 +29,7 @@ DRAWS = 4  # for each layer: operation, sign, and the place of Cutout, down and 
 FULL = 10  # the magnitude at which an operation is at its full strength; more is possible
 GREY = 128  # what comes into view from beyond an image's edges, and fills Cutout
 SIDE = 224  # pixels; of the images that TRANSLATE and CUTOUT were made for
+CACHED = 2**21  # values that go through together on a CPU; more would leave its caches
 TRANSLATE, CUTOUT = 100, 40  # pixels at full strength; Cutout is twice as wide and high
 
 
@@ -39,9 +40,14 @@ def randaugment(images: Tensor, draws: np.ndarray, layers: int, magnitude: float
     a sign; Cutout's place is drawn. The images given are left as they are.
     """
     images = images.clone()
-    for layer in draws.reshape(len(images), layers, DRAWS).transpose(1, 0, 2):
-        chosen = (layer[:, 0] * len(OPERATIONS)).astype(np.int64)
-        one_layer(images, chosen, layer[:, 1:], magnitude)
+    together = len(images)
+    if images.device.type == "cpu":
+        together = max(1, CACHED // max(1, images[:1].numel()))
+    for start in range(0, len(images), together):
+        part = slice(start, start + together)
+        for layer in draws[part].reshape(-1, layers, DRAWS).transpose(1, 0, 2):
+            chosen = (layer[:, 0] * len(OPERATIONS)).astype(np.int64)
+            one_layer(images[part], chosen, layer[:, 1:], magnitude)
     return images
 
 
@@ -148,7 +154,9 @@ def equalize_tables(images: Tensor) -> Tensor:
     ones = counts.new_ones(1).expand(pixels.numel())
     counts.scatter_add_(0, (pixels + 256 * channels).view(-1), ones)
     sums = counts.view(-1, 3, 256).cumsum(2)
-    pixels_of_the_brightest = counts.view(-1, 3, 256).gather(2, images.flatten(2).amax(2, True).long())
+    pixels_of_the_brightest = counts.view(-1, 3, 256).gather(
+        2, images.flatten(2).amax(2, True).long()
+    )
     step = (sums[..., -1:] - pixels_of_the_brightest) // 255
     tables = (sums + step // 2) // step.clamp(min=1)
     tables = F.pad(tables[..., :-1], (1, 0)).clamp_(0, 255)
@@ -208,8 +216,8 @@ def source_map(matrix: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
     height, width = sides
     y, x = np.mgrid[:height, :width].astype(np.float32)
     from_x, from_y = (rounded(a * x + b * y + c) for a, b, c in matrix)
-    inside = (0 <= from_x) & (from_x < width) & (0 <= from_y) & (from_y < height)
-    return np.where(inside, from_y * width + from_x, height * width).reshape(-1)
+    within = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+    return np.where(within, from_y * width + from_x, height * width).reshape(-1)
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
@@ -258,4 +266,5 @@ def inside(boxes: np.ndarray, sides: tuple[int, int], device: torch.device) -> T
 
 
 def filled(images: Tensor, boxes: np.ndarray, value: int) -> Tensor:
-    return images.masked_fill(inside(boxes, tuple(images.shape[2:]), images.device), value)
+    sides = (images.shape[2], images.shape[3])
+    return images.masked_fill(inside(boxes, sides, images.device), value)
