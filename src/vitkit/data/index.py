@@ -408,9 +408,8 @@ def open_index(path: str | Path, places: Sequence[Shard] | None = None) -> Split
     info = read_info(path)
     try:
         parts = read_parts(info)
-        classes = max(len(part.class_names) for part in parts)
         samples = sum(part.samples for part in parts)
-        columns = Columns(path, samples, classes, bool(info["multi_label"]))
+        columns = Columns(path, samples, bool(info["multi_label"]))
         sources = opened_parts(path, info, columns, parts, places)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error

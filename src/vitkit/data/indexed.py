@@ -35,35 +35,35 @@ class Part:
 class Columns:
     """The columns of an index that all splits share."""
 
-    def __init__(self, folder: Path, samples: int, classes: int, multi_label: bool) -> None:
-        self.folder, self.samples = folder, samples
+    def __init__(self, folder: Path, samples: int, multi_label: bool) -> None:
+        self.folder, self.samples, self.multi_label = folder, samples, multi_label
         self.keys = Texts(folder, "keys", samples)
-        self.labels: Any
-        if multi_label:
-            self.labels = multi_labels(folder, samples, classes)
-        else:
-            self.labels = mapped(folder, "labels", "<i4", samples)
-            check_range(self.labels, classes, folder / "labels.npy")
 
     def numbers(self, name: str, dtype: str) -> Numbers:
         return Numbers(self.folder, name, dtype, self.samples)
 
-
-def multi_labels(folder: Path, samples: int, classes: int) -> csr_array:
-    """(N, K) bool from the two columns of its places."""
-    begins = mapped(folder, "label-starts", "<i8", samples + 1)
-    chosen = mapped(folder, "labels", "<i4")
-    # One entry stands behind the last, so that the column is never empty.
-    if begins[0] != 0 or begins[-1] != len(chosen) - 1 or (np.diff(begins) < 0).any():
-        raise DataError(f"{folder / 'label-starts.npy'}: is damaged; build the index again")
-    check_range(chosen, classes, folder / "labels.npy")
-    chosen = chosen[:-1]
-    shape = (samples, classes)
-    return csr_array((np.ones(len(chosen), dtype=bool), chosen, begins), shape=shape, copy=False)
+    def labels(self, part: Part) -> Any:
+        """The labels of one split: (N,), mapped into memory, or csr_array (N, K) bool."""
+        end, classes = part.first + part.samples, len(part.class_names)
+        path = self.folder / "labels.npy"
+        if not self.multi_label:
+            labels = mapped(self.folder, "labels", "<i4", self.samples)[part.first : end]
+            check_range(labels, classes, path)
+            return labels
+        begins = mapped(self.folder, "label-starts", "<i8", self.samples + 1)
+        chosen = mapped(self.folder, "labels", "<i4")
+        begins = np.array(begins[part.first : end + 1])
+        # One entry stands behind the last, so that the column is never empty.
+        if not 0 <= begins[0] <= begins[-1] < len(chosen) or (np.diff(begins) < 0).any():
+            raise DataError(f"{self.folder}/label-starts.npy: is damaged; build the index again")
+        chosen = chosen[begins[0] : begins[-1]]
+        check_range(chosen, classes, path)
+        ones = np.ones(len(chosen), dtype=bool)
+        return csr_array((ones, chosen, begins - begins[0]), shape=(part.samples, classes))
 
 
 def check_range(labels: np.ndarray, classes: int, path: Path) -> None:
-    least, most = int(labels.min()), int(labels.max())
+    least, most = int(labels.min(initial=0)), int(labels.max(initial=0))
     let_go(labels)
     if least < 0 or most >= classes:
         wrong = least if least < 0 else most
@@ -79,9 +79,7 @@ class Indexed(Source):
     def __init__(self, columns: Columns, part: Part) -> None:
         self.columns, self.part, self.first = columns, part, part.first
         self.class_names, self.flip_keeps_class = part.class_names, part.flip_keeps_class
-        self.labels = columns.labels[part.first : part.first + part.samples]
-        if self.multi_label:  # the splits of an index may have different numbers of classes
-            self.labels = self.labels[:, : len(part.class_names)]
+        self.labels = columns.labels(part)
 
     def row(self, index: int) -> int:
         """The row of the index that holds this image."""
