@@ -190,7 +190,7 @@ def pretrain(argv: list[str]) -> Any:
     from vitkit.workflows import pretrain as workflow
     from vitkit.workflows.task import open_task
 
-    task = open_task(words.data)
+    task = open_task(words.data, words.config.data)
     recipe = workflow.recipe_config(task, words.config.recipe)
     words = with_length(parse(Pretrain(config=recipe), "pretrain", argv), argv)
     check_gpus(words)
@@ -216,7 +216,7 @@ def finetune(argv: list[str]) -> Any:
     from vitkit.workflows import finetune as workflow
     from vitkit.workflows.task import open_task
 
-    task, model = open_task(words.data), load(words.checkpoint)
+    task, model = open_task(words.data, words.config.data), load(words.checkpoint)
     say_assumed(model)
     recipe = workflow.recipe_config(task, words.config.recipe, model)
     words = with_length(parse(Finetune(config=recipe), "finetune", argv), argv)
@@ -317,7 +317,7 @@ def plan(argv: list[str]) -> Any:
         given, images=words.images or given.images, classes=words.classes or given.classes
     )
     if words.data:
-        facts = open_task(words.data).facts()
+        facts = open_task(words.data, words.config.data).facts()
     elif "--image-size" in argv:
         facts = replace(facts, side=words.config.image_size[0])
     recipe = recipes.PRETRAIN[words.config.recipe](facts)

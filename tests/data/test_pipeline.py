@@ -1,5 +1,6 @@
 """The pipeline: order and augmentation are pure functions of the seed and the position."""
 
+import io
 import threading
 import time
 from collections.abc import Callable, Collection, Generator
@@ -10,13 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
+from vitkit.data import pipeline
 from vitkit.data.checks import DataError
+from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError
+from vitkit.data.kept import KeptOnDevice
 from vitkit.data.pipeline import Batch, TrainingStream, evaluation_batches
-from vitkit.data.source import ArraySource
-from vitkit.data.transforms import Preprocessing, TrainTransform
+from vitkit.data.source import ArraySource, Source
+from vitkit.data.transforms import Preprocessing
 
 THREADS = [0, 1, 2, 4]
 IMAGES, BATCH, SEED = 23, 5, 7  # 23 is no multiple of 5: batches cross the ends of epochs
@@ -37,13 +42,41 @@ class Numbered(ArraySource):
         return super().image(index)
 
 
-def untouched(image: Tensor, random: np.random.Generator) -> Tensor:
-    return image
+class Files(Source):
+    """JPEG, PNG and WebP files in memory, some of them damaged."""
+
+    def __init__(self, images: int, bad: Collection[int] = ()) -> None:
+        self.class_names, self.labels = ["a", "b", "c"], np.arange(images) % 3
+        self.files = []
+        for number in range(images):
+            pixels = np.random.default_rng(number).integers(0, 256, (16, 20, 3), np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, ["JPEG", "JPEG", "PNG", "WEBP"][number % 4])
+            data = file.getvalue()
+            self.files.append(data[: len(data) // 3] if number in bad else data)
+
+    def encoded(self, index: int) -> bytes:
+        return self.files[index]
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def name(self, index: int) -> str:
+        return f"file {index}"
+
+    def fingerprint(self) -> str:
+        return "files"
 
 
-def stream(source: ArraySource | None = None, transform=untouched, **options) -> TrainingStream:
+UNTOUCHED = RandomCrop((8, 8), crop_area=(1.0, 1.0), flip=False)
+AUGMENTED = RandomCrop((6, 6))
+
+
+def stream(source: Source | None = None, crop=UNTOUCHED, keep="none", **options) -> TrainingStream:
     options = {"batch_size": BATCH, "seed": SEED, "threads": 2} | options
-    return TrainingStream(source or Numbered(), transform, **options)
+    if keep == "device":
+        options["kept"] = KeptOnDevice((8, 8), torch.device("cpu"))
+    return TrainingStream(source or Numbered(), crop, **options)
 
 
 def taken(batches: Generator[Batch, None, None], number: int) -> list[Batch]:
@@ -78,17 +111,15 @@ def test_a_batch_holds_uint8_images_and_the_labels_that_belong_to_them():
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_the_stream_is_the_same_with_any_number_of_threads(threads):
-    augmented = TrainTransform((6, 6))
-    expected = taken(stream(transform=augmented, threads=0).batches(), 12)
-    assert_same(taken(stream(transform=augmented, threads=threads).batches(), 12), expected)
+    expected = taken(stream(crop=AUGMENTED, threads=0).batches(), 12)
+    assert_same(taken(stream(crop=AUGMENTED, threads=threads).batches(), 12), expected)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("first", [1, 4, 5, 11])
 def test_started_at_a_later_batch_the_stream_goes_on_exactly(first, threads):
-    augmented = TrainTransform((6, 6))
-    whole = taken(stream(transform=augmented).batches(), 15)
-    rest = taken(stream(transform=augmented, threads=threads).batches(first), 15 - first)
+    whole = taken(stream(crop=AUGMENTED).batches(), 15)
+    rest = taken(stream(crop=AUGMENTED, threads=threads).batches(first), 15 - first)
     assert_same(rest, whole[first:])
 
 
@@ -100,7 +131,7 @@ def test_a_position_a_billion_images_on_is_reached_at_once():
 
 
 def test_one_stream_can_be_read_again_from_its_beginning():
-    training = stream(transform=TrainTransform((6, 6)))
+    training = stream(crop=AUGMENTED)
     assert_same(taken(training.batches(), 4), taken(training.batches(), 4))
 
 
@@ -117,15 +148,14 @@ def test_another_seed_gives_another_order():
 
 
 def test_an_image_is_augmented_anew_in_every_epoch():
-    def crop_place(image: Tensor, random: np.random.Generator) -> Tensor:
-        number = torch.tensor([int(image[0, 0, 0]), int(random.integers(256)), 0])
-        return number.to(torch.uint8).view(3, 1, 1)
-
-    batches = taken(stream(transform=crop_place, batch_size=IMAGES).batches(), 4)
-    draws = [dict(batch.images[:, :2, 0, 0].tolist()) for batch in batches]
-    for number in range(IMAGES):
-        assert len({draw[number] for draw in draws}) >= 3  # of 256, four draws are alike rarely
-    assert len(set(draws[0].values())) > IMAGES / 2  # nor are two images augmented alike
+    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, 8, 8), np.uint8)
+    source = ArraySource(pixels, np.arange(IMAGES), [str(n) for n in range(IMAGES)])
+    batches = taken(stream(source, AUGMENTED, batch_size=IMAGES).batches(), 4)
+    seen = {}
+    for batch in batches:
+        for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+            seen.setdefault(label, set()).add(image.numpy().tobytes())
+    assert all(len(versions) >= 3 for versions in seen.values())
 
 
 def test_a_batch_may_be_larger_than_the_data():
@@ -147,6 +177,112 @@ def test_any_part_of_any_stream_depends_on_seed_and_position_alone(
     assert_same(part, whole[first:])
 
 
+# Several processes
+
+
+@pytest.mark.parametrize("keep", ["none", "device"])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 6])
+def test_processes_together_see_the_stream_of_a_single_one(ranks, keep):
+    whole = taken(stream(crop=AUGMENTED, batch_size=12, keep=keep).batches(), 6)
+    shares = [
+        taken(stream(crop=AUGMENTED, batch_size=12, rank=rank, ranks=ranks, keep=keep).batches(), 6)
+        for rank in range(ranks)
+    ]
+    for number, batch in enumerate(whole):
+        found = [shares[rank][number] for rank in range(ranks)]
+        places = np.concatenate([share.positions for share in found])
+        assert sorted(places) == batch.positions.tolist()
+        joined = torch.cat([share.images for share in found])[np.argsort(places)]
+        assert torch.equal(joined, batch.images)
+
+
+def test_pairs_of_neighbours_stay_in_one_process():
+    for ranks in (1, 2, 3, 6):
+        for rank in range(ranks):
+            (batch,) = taken(stream(batch_size=12, rank=rank, ranks=ranks).batches(3), 1)
+            assert {place ^ 1 for place in batch.positions} == set(batch.positions)
+
+
+@pytest.mark.slow
+def test_the_first_10000_samples_are_the_same_for_any_ranks_threads_and_stops():
+    """For 1, 2 and 4 processes, 0 to 8 threads, and after stopping at 100 random positions."""
+    source = Numbered(1000)
+    options = {"source": source, "crop": AUGMENTED, "batch_size": 40}
+    whole = taken(stream(**options, threads=0).batches(), 250)
+
+    def assert_share_of_whole(rank=0, ranks=1, threads=2, first=0, number=250):
+        found = taken(stream(**options, rank=rank, ranks=ranks, threads=threads).batches(first),
+                      number)  # fmt: skip
+        assert len(found) == number
+        for batch, expected in zip(found, whole[first:], strict=False):
+            inside = batch.positions - expected.positions[0]
+            assert torch.equal(batch.images, expected.images[inside])
+            assert torch.equal(batch.labels, expected.labels[inside])
+
+    for ranks in (1, 2, 4):
+        for rank in range(ranks):
+            for threads in (0, 1, 2, 3, 5, 8):
+                assert_share_of_whole(rank, ranks, threads)
+    random = np.random.default_rng(0)
+    for first in random.integers(0, 249, 100):
+        ranks = int(random.choice([1, 2, 4]))
+        rest = int(min(3, 250 - first))
+        assert_share_of_whole(int(random.integers(ranks)), ranks, int(random.integers(9)),
+                              int(first), rest)  # fmt: skip
+
+
+# Images kept on the device
+
+
+@pytest.mark.parametrize("bad", [(), (3, 9, 15, 21)])
+def test_images_kept_on_the_device_come_in_the_same_order_bad_ones_replaced_alike(bad):
+    one, other = stream(Numbered(bad=bad)), stream(Numbered(bad=bad), keep="device")
+    assert_same(taken(other.batches(), 12), taken(one.batches(), 12))
+    assert_same(taken(other.batches(7), 3), taken(one.batches(7), 3))
+    assert other.bad.reasons == {f"image {number}": "broken" for number in bad}
+
+
+def test_images_kept_on_the_device_are_decoded_once():
+    source, read = Numbered(), []
+    image = source.image
+    source.image = lambda index: read.append(index) or image(index)
+    training = stream(source, keep="device")
+    taken(training.batches(), 30)
+    taken(training.batches(), 3)
+    assert sorted(read) == list(range(IMAGES))
+
+
+def test_where_all_are_kept_one_of_another_size_is_a_bad_image():
+    class Odd(Numbered):
+        def image(self, index: int) -> Tensor:
+            return super().image(index)[:, : 7 if index == 5 else 8]
+
+    training = stream(Odd(), keep="device")
+    taken(training.batches(), 10)
+    assert "is 8x7 among images of 8x8" in training.bad.reasons["image 5"]
+
+
+def test_too_many_bad_ones_are_an_error_before_the_first_batch():
+    with pytest.raises(DataError, match=r"11 images cannot be used.*--data.quarantine"):
+        stream(Numbered(40, bad=range(11)), keep="device").batches()
+
+
+# Files decoded on a device
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_files_decoded_many_at_once_are_those_decoded_one_by_one(bad, monkeypatch):
+    files = Files(24, bad=(3, 9) if bad else ())
+    expected = stream(files, AUGMENTED, batch_size=8)
+    batches = taken(expected.batches(), 6)
+    # A CPU stands for the GPU: the same call, and the same bits.
+    monkeypatch.setattr(pipeline, "decodes_many", lambda device: True)
+    many = stream(Files(24, bad=(3, 9) if bad else ()), AUGMENTED, batch_size=8)
+    assert_same(taken(many.batches(), 6), batches)
+    assert many.bad.reasons == expected.bad.reasons
+    assert len(many.bad.reasons) == (2 if bad else 0)
+
+
 # Bad images while training
 
 
@@ -159,10 +295,9 @@ def test_bad_images_are_counted_and_named_once_each(error):
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_a_bad_image_is_replaced_and_no_other_sample_is_shifted(threads):
-    augmented = TrainTransform((6, 6))
     numbers = order(taken(stream().batches(), 10))
-    good = taken(stream(transform=augmented).batches(), 10)
-    training = stream(Numbered(bad={3, 9}), augmented, threads=threads)
+    good = taken(stream(crop=AUGMENTED).batches(), 10)
+    training = stream(Numbered(bad={3, 9}), AUGMENTED, threads=threads)
     mixed = taken(training.batches(), 10)
     for position, number in enumerate(numbers):
         batch, row = divmod(position, BATCH)

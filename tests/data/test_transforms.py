@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Resampling
@@ -15,10 +15,8 @@ from torch.nn import functional as F
 
 from vitkit.data.transforms import (
     Preprocessing,
-    TrainTransform,
     area_weights,
     centre_crop,
-    inception_crop,
     normalise,
     resize,
 )
@@ -177,12 +175,6 @@ def test_small_crop_of_a_thin_image_is_that_of_its_middle():
     torch.testing.assert_close(small(image), image[:, 1:9, 196:204] / 127.5 - 1)
 
 
-def test_a_training_image_may_be_a_single_pixel():
-    for seed in range(50):
-        image = noise(20, 30, seed)
-        assert TrainTransform((1, 1))(image, np.random.default_rng(seed)).shape == (3, 1, 1)
-
-
 # The few-shot evaluation's resize and centre crop
 
 
@@ -270,132 +262,6 @@ def test_an_image_that_has_the_size_already_is_not_resampled():
 def test_an_impossible_preprocessing_is_a_value_error_that_names_the_field(name, fields):
     with pytest.raises(ValueError, match=name):
         Preprocessing(**{"image_size": (8, 8), **fields})
-
-
-# The inception crop: TensorFlow's sample_distorted_bounding_box
-
-
-@given(
-    seed=st.integers(0, 10**6), height=st.integers(1, 400), width=st.integers(1, 400),
-    least=st.floats(0.01, 0.9), span=st.floats(0, 1),
-)  # fmt: skip
-@settings(max_examples=200, deadline=None)
-def test_a_crop_lies_inside_the_image_and_keeps_area_and_aspect_in_range(
-    seed, height, width, least, span
-):
-    most = least + span * (1 - least)
-    random = np.random.default_rng(seed)
-    top, left, h, w = inception_crop(random, height, width, area=(least, most))
-    assert 0 <= top <= top + h <= height
-    assert 0 <= left <= left + w <= width
-    assume((h, w) != (height, width))  # the whole image stands for "none was found"
-    assert least * height * width <= h * w <= most * height * width
-    assert 3 / 4 * h - 0.5 <= w <= 4 / 3 * h + 0.5
-
-
-def crops(number: int = 4000, side: int = 300, **options) -> np.ndarray:
-    random = np.random.default_rng(0)
-    return np.array([inception_crop(random, side, side, **options) for _ in range(number)])
-
-
-def test_crops_cover_every_area_from_5_to_100_percent():
-    _, _, h, w = crops().T
-    shares = h * w / 300**2
-    counts, _ = np.histogram(shares, bins=[0.05, *np.arange(0.1, 1.05, 0.1)])
-    assert counts.sum() == 4000
-    assert (counts > 0.01 * 4000).all()
-
-
-def test_crops_cover_every_aspect_from_three_quarters_to_four_thirds_evenly():
-    _, _, h, w = crops(area=(0.05, 0.5)).T  # below the sizes at which the image's edge decides
-    counts, _ = np.histogram(w / h, bins=np.linspace(3 / 4, 4 / 3, 6))
-    assert np.abs(counts / 4000 - 0.2).max() < 0.03
-
-
-def test_the_height_is_uniform_as_in_tensorflow_and_not_the_area_as_in_torchvision():
-    _, _, h, w = crops(aspect=(1.0, 1.0)).T
-    assert (h == w).all()
-    low, high = math.sqrt(0.05) * 300, 300
-    assert h.mean() == pytest.approx((low + high) / 2, rel=0.02)  # a uniform area: 11 % more
-    assert h.std() == pytest.approx((high - low) / math.sqrt(12), rel=0.04)
-
-
-def test_crops_reach_every_corner():
-    top, left, h, w = crops().T
-    for distance in (top, left, 300 - top - h, 300 - left - w):
-        assert distance.min() == 0
-        assert distance.max() > 150
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "options"),
-    [
-        (30, 40, {"area": (1.5, 2.0)}),
-        (30, 40, {"area": (0.9, 1.0), "aspect": (4.0, 5.0)}),
-        (1, 1000, {"area": (0.5, 1.0)}),
-        (1, 1, {}),
-    ],
-)
-def test_an_impossible_crop_is_the_whole_image(height, width, options):
-    for seed in range(5):
-        random = np.random.default_rng(seed)
-        assert inception_crop(random, height, width, **options) == (0, 0, height, width)
-
-
-# The training transform
-
-
-@given(
-    height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6),
-    size=st.tuples(st.integers(1, 32), st.integers(1, 32)),
-)  # fmt: skip
-@settings(max_examples=40, deadline=None)
-def test_a_training_image_is_a_pure_function_of_the_image_and_the_generator(
-    height, width, seed, size
-):
-    image, transform = noise(height, width), TrainTransform(size)
-    before = image.clone()
-    torch.manual_seed(1)
-    first = transform(image, np.random.default_rng(seed))
-    torch.manual_seed(2)
-    np.random.seed(2)
-    second = transform(image, np.random.default_rng(seed))
-    assert first.dtype == torch.uint8
-    assert first.shape == (3, *size)
-    assert torch.equal(first, second)
-    assert torch.equal(image, before)
-
-
-def test_other_generators_give_other_crops():
-    image, transform = noise(32, 32), TrainTransform((16, 16))
-    results = {transform(image, np.random.default_rng(s)).numpy().tobytes() for s in range(20)}
-    assert len(results) == 20
-
-
-def mirrored(flip: bool, number: int = 600) -> float:
-    """The share of training images that come out mirrored."""
-    image = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(8).expand(3, 16, 16)
-    transform = TrainTransform((16, 16), crop_area=(1.0, 1.0), flip=flip)
-    results = [transform(image, np.random.default_rng(seed)) for seed in range(number)]
-    assert all(torch.equal(r, image) or torch.equal(r, image.flip(-1)) for r in results)
-    return sum(torch.equal(r, image.flip(-1)) for r in results) / number
-
-
-def test_half_of_the_training_images_are_mirrored():
-    assert mirrored(flip=True) == pytest.approx(0.5, abs=0.07)
-
-
-def test_no_training_image_is_mirrored_where_that_changes_its_class():
-    assert mirrored(flip=False) == 0
-
-
-def test_the_crop_area_is_the_one_asked_for():
-    """On a ramp from left to right, a crop of a tenth of the area spans about a third of it."""
-    ramp = torch.arange(240, dtype=torch.uint8).expand(3, 240, 240)
-    transform = TrainTransform((8, 8), crop_area=(0.1, 0.1001), flip=False)
-    for seed in range(20):
-        row = transform(ramp, np.random.default_rng(seed))[0, 0].float()
-        assert 56 <= row[-1] - row[0] <= 78  # 7/8 of the width, between the centres
 
 
 def test_means_and_deviations_may_be_whole_numbers_of_any_size():

@@ -9,7 +9,8 @@ import torch
 
 from vitkit.data.opening import digits
 from vitkit.data.pipeline import Batch, TrainingStream
-from vitkit.data.transforms import Preprocessing, TrainTransform
+from vitkit.data.crops import RandomCrop
+from vitkit.data.transforms import Preprocessing
 from vitkit.models.variants import build
 from vitkit.objectives.supervised import cross_entropy
 from vitkit.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -39,8 +40,8 @@ def state_of(given, seed=0):
 
 
 def stream_of(given):
-    transform = TrainTransform((8, 8), flip=False)
-    return TrainingStream(digits().train, transform, given.config.batch_size, 0, threads=0)
+    crop = RandomCrop((8, 8), flip=False)
+    return TrainingStream(digits().train, crop, given.config.batch_size, 0, threads=0)
 
 
 def first_batch(given) -> Batch:

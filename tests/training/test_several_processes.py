@@ -9,7 +9,7 @@ from test_loop import setup
 
 from vitkit.data.opening import digits
 from vitkit.data.pipeline import TrainingStream
-from vitkit.data.transforms import TrainTransform
+from vitkit.data.crops import RandomCrop
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config
 from vitkit.training import storage
@@ -60,7 +60,7 @@ def work(given: dict) -> int:
         if given.get("resume"):
             load_state(newest_state(given["resume"])[0], state)
         stream = TrainingStream(
-            digits().train, TrainTransform((8, 8), flip=False), 16, 0, 0, world.rank, world.size
+            digits().train, RandomCrop((8, 8), flip=False), 16, 0, 0, world.rank, world.size
         )
         batches, rate, losses, found = stream.batches(state.step), learning_rates(settings), [], {}
         for step in range(state.step, given.get("steps", STEPS)):
@@ -224,8 +224,8 @@ def test_in_bfloat16_with_checkpointing_processes_train_too(tmp_path, sharding):
 
 def test_the_processes_together_see_the_stream_of_one():
     def stream(rank=0, ranks=1):
-        transform = TrainTransform((8, 8))
-        return TrainingStream(digits().train, transform, 12, 3, 0, rank, ranks).batches(first=5)
+        crop = RandomCrop((8, 8))
+        return TrainingStream(digits().train, crop, 12, 3, 0, rank, ranks).batches(first=5)
 
     whole = next(stream())
     for ranks in (2, 3, 4):

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from vitkit.data.draws import Purpose, uniforms_at
 
-TRIES = 20
+TRIES = 50
 DRAWS = 2 * TRIES + 3  # an aspect and a height for each try, then the place and the mirror image
 
 
@@ -26,7 +26,7 @@ def inception_boxes(
     `sizes` are the images' (B, 2) heights and widths. A crop has this share of the area and this
     aspect w / h. As TensorFlow's sample_distorted_bounding_box, which the authors use: the aspect
     is uniform, then the height is uniform among those that keep the area in range. (torchvision
-    draws the area uniformly and the logarithm of the aspect.) After 20 misfits, where TensorFlow
+    draws the area uniformly and the logarithm of the aspect.) After 50 misfits, where TensorFlow
     takes 100, it is the whole image.
     """
     height, width = sizes[:, :1], sizes[:, 1:]  # (B, 1), beside the tries (B, TRIES)

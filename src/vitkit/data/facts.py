@@ -10,4 +10,5 @@ class DataFacts:
     images: int = 50_000  # to train on
     classes: int = 1000
     side: int = 224  # median shorter side, pixels
+    multi_label: bool = False  # whether an image may have several labels
     flip_keeps_class: bool = True  # whether a mirrored image is of the same class

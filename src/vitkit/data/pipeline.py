@@ -194,7 +194,7 @@ class Building:
 
     def load(self, part: int, parts: int) -> None:
         rows = range(part, len(self.places), parts)
-        by_gpu = self.by_gpu(rows) if self.stream.device.type == "cuda" else {}
+        by_gpu = self.by_gpu(rows) if decodes_many(self.stream.device) else {}
         for row in rows:
             index, place = int(self.indices[row]), int(self.places[row])
             image, label = self.stream.load(index, place, self.draws[row], by_gpu.get(row))
@@ -217,6 +217,11 @@ class Building:
 
     def batch(self) -> Batch:
         return Batch(self.images, torch.from_numpy(np.stack(self.labels)), self.places)
+
+
+def decodes_many(device: torch.device) -> bool:
+    """Whether a device decodes many files faster in a single call; a CPU does not."""
+    return device.type == "cuda"
 
 
 def evaluation_batches(

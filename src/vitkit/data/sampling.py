@@ -22,9 +22,9 @@ class Order:
     """Places in the stream -> indices of the source, a pure function of the seed.
 
     By default every epoch holds every image once, in an order of its own. `repeats` is how often
-    an image comes within a batch. `weights` are the shares of the parts of a `Concatenated`
-    source, each of which then has epochs of its own. `balance` draws with replacement, a class of
-    n images as often as n ** (1 - balance) says. Shards that come from afar are read one after
+    an image comes within a batch. `weights` are the shares of several DATA, each of which then has
+    epochs of its own, to within 10,000 places. `balance` draws with replacement, a class of n
+    images as often as n ** (1 - balance) says. Shards that come from afar are read one after
     another, some of them shuffled together.
     """
 

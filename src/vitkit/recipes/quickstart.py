@@ -22,7 +22,8 @@ def pretrain(facts: DataFacts) -> TrainConfig:
         pooling="mean",
         epochs=30,
         batch_size=min(64, max(1, facts.images // 10)),
-        label_smoothing=0.1,
+        loss="sigmoid" if facts.multi_label else "softmax",
+        label_smoothing=0.0 if facts.multi_label else 0.1,
         optimizer=OptimizerConfig(
             "adamw", learning_rate=1e-3, weight_decay=0.05, betas=(0.9, 0.95)
         ),
@@ -43,6 +44,7 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
         image_size=image_size,
         steps=500,
         batch_size=min(64, max(1, facts.images // 10)),
+        loss="sigmoid" if facts.multi_label else "softmax",
         optimizer=OptimizerConfig("sgd", learning_rate=0.03, weight_decay=0.0),
         schedule=ScheduleConfig("cosine", warmup_share=0.1),
         augment=AugmentConfig(CROP_AREA, facts.flip_keeps_class),

@@ -80,6 +80,8 @@ class DataConfig:
     keep: Literal["auto", "device", "disk", "none"] = "auto"
     """Where decoded images are kept: on the device, in a memory-mapped file, or nowhere; auto: on
     the device where they are small, of one size, and all fit."""
+    decode: Literal["cpu", "cuda"] = "cpu"
+    """Where image files are decoded; a GPU's decoder differs by a rounding here and there."""
     keep_side: int | None = None
     """With disk, shrink images to this shorter side before they are kept; by default 8/7 of the
     image size, and images that are smaller stay as they are."""
@@ -154,8 +156,8 @@ class TrainConfig:
     """Decay of the Polyak average of the weights, which is then evaluated; 0 keeps none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the machine has fast bf16, fp32 elsewhere."""
-    threads: int = 2
-    """Threads that load images; their number changes no result."""
+    threads: int | None = None
+    """Threads that load images, by default one a core, at most 16; they change no result."""
     evaluate_every: int | None = None
     """Steps between evaluations on the held-out images; by default four in a run."""
     save_every: int | None = None
@@ -184,6 +186,7 @@ CHOICES = {
     "optimizer.name": ("adamw", "sgd"),
     "schedule.kind": ("cosine", "linear"),
     "augment.level": ("none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"),
+    "data.decode": ("cpu", "cuda"),
     "data.keep": ("auto", "device", "disk", "none"),
     "pooling": ("token", "mean", "map", "patch-mean", "token+mean"),
     "loss": ("softmax", "sigmoid"),

@@ -106,12 +106,12 @@ class RunLog:
         if len(kept) < written:
             os.truncate(self.path, len(kept))
 
-    def progress(self, step: int, loss: float, images_per_second: float) -> None:
+    def progress(self, step: int, loss: float, images_per_second: float, data_share: float) -> None:
         elapsed = time.perf_counter() - self.started
         left = elapsed / max(1, step - self.first) * (self.steps - step)
         text = (
             f"loss {loss:.3f}  {images_per_second:,.0f} images/s  ETA {clock(left)}  "
-            f"memory {memory_used() / 2**30:.1f} GiB"
+            f"memory {memory_used() / 2**30:.1f} GiB  {bound_by(data_share)}"
         )
         with suppress(OSError):
             self.bar.update(self.task, completed=step, description=text)
@@ -120,6 +120,12 @@ class RunLog:
         if not self.console.is_terminal and due:
             self.spoken = now
             self.say(f"step {step}/{self.steps}  {text}")
+
+
+def bound_by(data_share: float) -> str:
+    """What a run spends its time on, of the two the larger: waiting for images, or computing."""
+    kind, share = ("data", data_share) if data_share > 0.5 else ("compute", 1 - data_share)
+    return f"{kind}-bound ({share:.0%})"
 
 
 def step_of(line: bytes) -> float:

@@ -29,7 +29,7 @@ from vitkit.training.step import (
     Diverged,
     Setup,
     check_finite,
-    on_device,
+    ready,
     settle,
     train_step,
 )
@@ -72,6 +72,7 @@ class Training:
         self.saver = Saver(self.checkpoints, cuda, self.patience.beat)
         self.settled = not buckets_change(self.state.forward)
         self.failed_saves = 0
+        self.given: torch.cuda.Event | None = None  # reached when a GPU has done the last step
         self.saved_at, self.saved_when = self.state.step, time.perf_counter()
 
     def to_the_end(self) -> None:
@@ -89,14 +90,26 @@ class Training:
             self.batches = self.batches_ahead()
             try:
                 while self.between_steps():
-                    self.step(next(self.batches))
+                    self.step(self.next_batch())
             finally:
                 self.batches.close()
                 self.saver.finish()
 
     def batches_ahead(self) -> Generator[Batch, None, None]:
-        ahead = self.stream.batches(self.state.position)
-        return on_device(ahead, self.setup.engine.device)
+        return ready(self.stream.batches(self.state.position), self.setup)
+
+    def next_batch(self) -> Batch:
+        """The next batch; the time in which the device had nothing to do but wait is noted."""
+        began, idle_before = time.perf_counter(), self.idle()
+        batch = next(self.batches)
+        waited = time.perf_counter() - began
+        # Where the device ran dry meanwhile, nobody knows when: half of the time is taken.
+        self.meter.waited += waited * (idle_before + self.idle()) / 2
+        return batch
+
+    def idle(self) -> bool:
+        """Whether the device has done all that it was given; a CPU always has."""
+        return self.given is None or self.given.query()
 
     def between_steps(self) -> bool:
         """Read the losses, evaluate and save where that is due -> whether a step follows."""
@@ -127,6 +140,9 @@ class Training:
             settle(setup, state, batch)
             self.settled = True
         loss, norm = train_step(setup, state, batch, self.rate(state.step), self.log.say)
+        if setup.engine.device.type == "cuda":
+            self.given = torch.cuda.Event()
+            self.given.record()
         self.meter.add(loss, norm)
         state.step += 1
         state.position += 1
@@ -150,7 +166,7 @@ class Training:
         state, meter = self.state, self.meter
         if not meter.losses:
             return None
-        losses, norms, speed = meter.read()
+        losses, norms, speed, data_share = meter.read()
         first = state.step - len(losses)  # the step that began with the first of these losses
         limit, skipped, finite = self.setup.config.guard.skipped_steps, [], []
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
@@ -173,11 +189,11 @@ class Training:
             )
         check_finite(state, limit)
         mean_loss = sum(finite) / len(finite) if finite else math.nan
-        self.log.progress(state.step, mean_loss, speed)
+        self.log.progress(state.step, mean_loss, speed, data_share)
         values = {
             "loss": mean_loss, "learning_rate": self.rate(state.step - 1),
-            "gradient_norm": norms[-1], "images_per_second": speed, "memory_bytes": memory_used(),
-            "next_batch": state.position,
+            "gradient_norm": norms[-1], "images_per_second": speed, "data_share": data_share,
+            "memory_bytes": memory_used(), "next_batch": state.position,
         }  # fmt: skip
         self.log.record(state.step, "train", values)
         return None
@@ -296,7 +312,8 @@ def learning_rates(setup: Setup) -> Callable[[int], float]:
 
 
 class Meter:
-    """Loss of all processes, gradient norm and speed since it was last read; only reading waits."""
+    """Loss of all processes, gradient norm, speed, and the seconds that were spent waiting for
+    data, since it was last read; only reading waits."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -305,16 +322,19 @@ class Meter:
     def restart(self) -> None:
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
+        self.waited = 0.0
         self.began = time.perf_counter()
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
         self.losses.append(loss)
         self.norms.append(norm)
 
-    def read(self) -> tuple[list[float], list[float], float]:
-        """The loss and the gradient norm of each step, and images a second."""
+    def read(self) -> tuple[list[float], list[float], float, float]:
+        """The loss and the gradient norm of each step, images a second, and the share of the time
+        in which this process waited for data."""
         losses = mean(torch.stack(self.losses)).tolist()
         norms = torch.stack(self.norms).tolist()
-        speed = len(losses) * self.batch_size / (time.perf_counter() - self.began)
+        seconds = time.perf_counter() - self.began
+        speed, data_share = len(losses) * self.batch_size / seconds, self.waited / seconds
         self.restart()
-        return losses, norms, speed
+        return losses, norms, speed, data_share

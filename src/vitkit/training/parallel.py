@@ -59,6 +59,7 @@ class Engine:
     checkpointing: str = "none"  # or "selective" or "full"
     sharding: str = "none"  # or "ddp", "fsdp", "hybrid"
     shard_over: int = 1  # processes that share one copy of the weights
+    keep: str = "none"  # where decoded images are kept: "device", "disk" or "none"
     world: World = field(default_factory=World)
 
     def autocast(self) -> torch.autocast:
@@ -70,7 +71,7 @@ class Engine:
             "device": str(self.device), "precision": self.precision.name,
             "precision_why": self.precision.why, "torch_threads": self.threads,
             "compile": self.compile, "checkpointing": self.checkpointing,
-            "sharding": self.sharding, "shard_over": self.shard_over,
+            "sharding": self.sharding, "shard_over": self.shard_over, "keep": self.keep,
             "processes": self.world.size,
         }  # fmt: skip
 
@@ -78,6 +79,8 @@ class Engine:
         """A line for people."""
         parts = [f"{self.device.type} in {self.precision.name} ({self.precision.why})"]
         parts.append("blocks compiled" if self.compile else "not compiled")
+        if self.keep != "none":
+            parts.append(f"decoded images kept on {self.keep if self.keep == 'disk' else 'it'}")
         if self.checkpointing != "none":
             parts.append(f"{self.checkpointing} checkpointing")
         if self.world.size > 1:

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from vitkit.data.augment import Augmenter, resolved
 from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing, normalised, normalising_constants
 from vitkit.errors import VitkitError
@@ -37,12 +38,30 @@ class Setup:
     steps: int
     engine: Engine
     preprocessing: Preprocessing
+    classes: int = 0
 
     @cached_property
     def constants(self) -> Tensor:
         """Made once: bringing numbers to a GPU waits for it."""
         kept = self.preprocessing
         return normalising_constants(kept.mean, kept.std, self.engine.device)
+
+    @cached_property
+    def augmenter(self) -> Augmenter:
+        """What is done to a batch on the device, after the random crops."""
+        asked = self.config.augment
+        layers, magnitude, mixup = resolved(
+            asked.level, asked.randaugment_layers, asked.randaugment_magnitude, asked.mixup
+        )
+        return Augmenter(
+            self.config.seed, self.classes, layers, magnitude, mixup, asked.cutmix, asked.erase,
+            asked.jitter,
+        )  # fmt: skip
+
+    def augmented(self, batch: Batch) -> Batch:
+        assert batch.positions is not None  # only evaluation knows none
+        images, labels = self.augmenter(batch.images, batch.labels, batch.positions)
+        return Batch(images, labels, batch.positions)
 
     @property
     def evaluate_every(self) -> int:
@@ -154,7 +173,7 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
 
 
 def placed(batch: Batch, device: torch.device) -> Batch:
-    return Batch(batch.images.to(device), batch.labels.to(device))
+    return Batch(batch.images.to(device), batch.labels.to(device), batch.positions)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -197,6 +216,20 @@ def check_finite(state: TrainState, limit: int) -> None:
     )
 
 
+def ready(batches: Generator[Batch, None, None], setup: Setup) -> Generator[Batch, None, None]:
+    """The same batches, on the device and augmented there."""
+    try:
+        for batch in on_device(batches, setup.engine.device):
+            yield setup.augmented(batch)
+    finally:
+        batches.close()
+
+
+def brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copied to a GPU while it does other work, unless it is there already."""
+    return tensor if tensor.is_cuda else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def on_device(
     batches: Generator[Batch, None, None], device: torch.device
 ) -> Generator[Batch, None, None]:
@@ -209,8 +242,8 @@ def on_device(
     def copies() -> Iterator[Batch]:
         for batch in batches:
             with torch.cuda.stream(stream):
-                pinned = (batch.images.pin_memory(), batch.labels.pin_memory())
-                copied = Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
+                images, labels = (brought(t, device) for t in (batch.images, batch.labels))
+                copied = Batch(images, labels, batch.positions)
             yield copied  # outside: the stream would stay the current one of whoever reads on
 
     try:

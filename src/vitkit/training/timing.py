@@ -12,7 +12,7 @@ from vitkit.data.pipeline import Batch, TrainingStream
 from vitkit.training.step import (
     EVALUATIONS,
     Setup,
-    on_device,
+    ready,
     train_step,
     with_optimizer,
 )
@@ -45,7 +45,7 @@ def seconds_of_a_step(
     """By steps with a learning rate of 0 and an optimizer of their own; compiling is not timed."""
     trial = with_optimizer(net, forward, replace(setup.config, polyak=0.0))
     kept = {name: buffer.clone() for name, buffer in net.named_buffers()}  # batch norms' means
-    batches = on_device(stream, setup.engine.device)
+    batches = ready(stream, setup)
     patience = Patience(setup.config.engine.patience)
 
     def step() -> None:

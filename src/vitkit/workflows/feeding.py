@@ -36,6 +36,11 @@ def training_stream(task: Task, config: TrainConfig, engine: Engine) -> Training
     world = engine.world
     if config.data.decode == "cuda" and engine.device.type != "cuda":
         raise UsageError("--data.decode cuda needs a GPU to train on; leave it out")
+    if config.data.decode == "cuda" and engine.keep != "none":
+        raise UsageError(
+            f"--data.keep {engine.keep} decodes each image once, on the CPU; leave out "
+            "--data.decode cuda"
+        )
     crop = RandomCrop(config.image_size, config.augment.crop_area, config.augment.flip)
     order = Order(
         task.train, config.batch_size, config.seed, config.data.repeats, config.data.weights,

@@ -13,7 +13,7 @@ from vitkit.prediction.model import Model, load
 from vitkit.recipes import FINETUNE
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
-from vitkit.workflows.task import Task, open_task
+from vitkit.workflows.task import Task, data_config, open_task
 
 
 def finetune(
@@ -34,7 +34,7 @@ def finetune(
     resized to `image_size`, which is the checkpoint's own if not given.
     """
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
-    task = open_task(data)
+    task = open_task(data, data_config(config, fields))
     final = override(config or recipe_config(task, recipe, model), fields)
     net = net_config(final, task, model)
     name = "in memory" if isinstance(checkpoint, Model) else str(checkpoint)

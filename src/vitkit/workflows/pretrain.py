@@ -11,7 +11,7 @@ from vitkit.models.nets import NetConfig, make
 from vitkit.recipes import PRETRAIN
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
-from vitkit.workflows.task import Task, open_task
+from vitkit.workflows.task import Task, data_config, open_task
 
 
 def pretrain(
@@ -32,7 +32,7 @@ def pretrain(
     `**{"optimizer.weight_decay": 0.1}`. `config` replaces recipe and fields. `resume` is None,
     "auto" or a run directory. Raises UsageError for words that cannot be, DataError for the data.
     """
-    task = open_task(data)
+    task = open_task(data, data_config(config, fields))
     final = override(config or recipe_config(task, recipe), fields)
     net = net_config(final, len(task.train.class_names))
     return train_run(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitkit.checkpoints.bundle import Bundle, write_bundle
 from vitkit.data.pipeline import Batch, TrainingStream, evaluation_batches
-from vitkit.data.transforms import Preprocessing, TrainTransform
+from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
@@ -49,6 +49,7 @@ from vitkit.training.world import (
     together,
     total,
 )
+from vitkit.workflows.feeding import choose_keep, loader_threads, training_stream
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task
 
@@ -99,6 +100,8 @@ def train_run(
     with joined(place):
         choose = partial(choose_engine, net=meta, images=len(task.train), device=place, world=world)
         engine = together(lambda: choose(config))
+        keep = from_main(lambda: choose_keep(config, task.train, place, world))
+        engine = replace(engine, keep=keep)
         size = state_bytes(cost.parameters(net_config), config)
         opened: Opened = from_main(
             lambda: open_run(kind, task, config, parent, out or f"runs/{kind}", resume, size)
@@ -110,13 +113,15 @@ def train_run(
                 again = together(lambda: choose(with_recorded(config, recorded)))
                 engine = as_recorded(again, recorded)
             kept = preprocessing or Preprocessing.direct(config.image_size)
-            setup = Setup(config, recorded.get("steps", 1), engine, kept)
+            classes = len(task.train.class_names)
+            setup = Setup(config, recorded.get("steps", 1), engine, kept, classes)
+            check_labels(setup, task)
             torch.manual_seed(config.seed)
             # Sharded weights are drawn by the main process, which then hands out the parts.
             elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
             state = fresh_state(meta if elsewhere else make_net(), config, engine)
             with computing_threads(engine.threads):
-                stream = training_stream(task, config, world)
+                stream = together(lambda: training_stream(task, config, engine))
                 if opened.saved:
                     load_state(opened.saved, state)
                     if from_main(lambda: not (folder / "best").exists()):
@@ -138,12 +143,6 @@ def report(folder: Path) -> None:
         write_report(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"{folder / 'report.html'}: cannot be written: {error}", file=sys.stderr)
-
-
-def training_stream(task: Task, config: TrainConfig, world: World) -> TrainingStream:
-    transform = TrainTransform(config.image_size, config.augment.crop_area, config.augment.flip)
-    return TrainingStream(task.train, transform, config.batch_size, config.seed, config.threads,
-                          world.rank, world.size)  # fmt: skip
 
 
 def length(
@@ -193,8 +192,8 @@ def train_into(
         share = math.ceil(setup.config.batch_size / world.size / state.parts)
         # No more at once than training takes: that is what memory was planned for.
         batches = evaluation_batches(
-            task.val, setup.preprocessing, min(EVALUATION_BATCH, share), setup.config.threads,
-            stream.bad, world.rank, world.size,
+            task.val, setup.preprocessing, min(EVALUATION_BATCH, share),
+            loader_threads(setup.config, world), stream.bad, world.rank, world.size,
         )  # fmt: skip
         # Uncompiled: other shapes than training's would each be compiled anew.
         with torch.compiler.set_stance("force_eager"):
@@ -255,8 +254,24 @@ def as_recorded(engine: Engine, recorded: dict[str, Any]) -> Engine:
         engine,
         precision=Precision(recorded["precision"], "as the run was started"),
         threads=recorded["torch_threads"] if same else engine.threads,
+        keep=recorded.get("keep", "none"),
         compile=recorded.get("compile", False),
     )
+
+
+def check_labels(setup: Setup, task: Task) -> None:
+    """UsageError where the loss cannot be taken of these labels."""
+    if task.train.multi_label and setup.config.loss == "softmax":
+        raise UsageError(
+            f"{task.name}: its images may have several labels each, which a softmax cannot learn; "
+            "give --loss sigmoid"
+        )
+    share = setup.config.batch_size // setup.engine.world.size
+    if setup.augmenter.mixes and share % 2:
+        raise UsageError(
+            f"MixUp and CutMix mix pairs, but each process has {share} images of a batch; give an "
+            "even number by --batch-size"
+        )
 
 
 def check_shares(config: TrainConfig, images: int, world: World) -> None:

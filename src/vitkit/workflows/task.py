@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from vitkit.data.checks import some
 from vitkit.data.facts import DataFacts
+from vitkit.data.mixing import subset, without_listed
 from vitkit.data.opening import held_out, image_side, open_data, require_classes
-from vitkit.data.source import Source, Splits
+from vitkit.data.source import Concatenated, Source, Splits, Without
 from vitkit.errors import VitkitError
+from vitkit.training.config import DataConfig, TrainConfig, override
+
+SUBSET_SEED = 0  # the same subset for every run: runs with other seeds must train on the same one
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Task:
     def facts(self) -> DataFacts:
         return DataFacts(
             len(self.train), len(self.train.class_names), image_side(self.train),
-            self.train.flip_keeps_class,
+            self.train.multi_label, self.train.flip_keeps_class,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
@@ -49,11 +56,17 @@ class Task:
         }
 
 
-def open_task(data: Any) -> Task:
-    """DATA -> images to train on and to validate on; a stratified tenth is held out if need be."""
+def open_task(data: Any, config: DataConfig | None = None) -> Task:
+    """DATA -> images to train on and to validate on; a stratified tenth is held out if need be.
+
+    Quarantined images are left out of both, and a subset is one of those to train on.
+    """
     if isinstance(data, Task):
         return data
+    config = config or DataConfig()
     splits: Splits = open_data(data)
+    if config.quarantine:
+        splits = without_quarantined(splits, config.quarantine)
     require_classes(splits.train, splits.name)
     given = splits.val is not None
     if not given:
@@ -64,4 +77,36 @@ def open_task(data: Any) -> Task:
             f"{splits.name}: found the classes {some(splits.val.class_names)} to validate on, but "
             f"{some(splits.train.class_names)} to train on; expected the same names in both"
         )
-    return Task(splits.train, splits.val, splits.name, given)
+    train = splits.train
+    if config.subset is not None:
+        train = subset(train, config.subset, SUBSET_SEED)
+    return Task(train, splits.val, splits.name, given)
+
+
+def without_quarantined(splits: Splits, lists: tuple[str, ...]) -> Splits:
+    """The same splits but for the images in these lists."""
+    parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
+    kept = without_listed(Concatenated(parts), lists)
+    if not isinstance(kept, Without):
+        return splits
+    left_out = dict(zip(map(id, parts), divided(kept.left_out, map(len, parts)), strict=True))
+
+    def cleaned(part: Source | None) -> Source | None:
+        return part and Without(part, left_out[id(part)])
+
+    train = cleaned(splits.train)
+    assert train is not None
+    return Splits(splits.name, train, cleaned(splits.val), cleaned(splits.test))
+
+
+def divided(indices: np.ndarray, lengths: Iterable[int]) -> list[np.ndarray]:
+    """Sorted indices of parts that lie one after another -> those of each part, in it."""
+    starts = np.cumsum([0, *lengths])
+    places = np.searchsorted(indices, starts)
+    return [indices[a:b] - start for a, b, start in zip(places, places[1:], starts, strict=False)]
+
+
+def data_config(config: TrainConfig | None, fields: Mapping[str, Any]) -> DataConfig:
+    """The part of a config that says which images are trained on, with the fields changed."""
+    of_data = {name: value for name, value in fields.items() if name.startswith("data.")}
+    return override(config or TrainConfig(), of_data).data
