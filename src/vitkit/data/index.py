@@ -27,7 +27,15 @@ from scipy.sparse import csr_array, vstack
 from vitkit.data.checks import DataError, digest
 from vitkit.data.columns import Texts, write_numbers, write_texts
 from vitkit.data.indexed import Columns, IndexedFiles, IndexedRows, Part, TarSource, stays_below
-from vitkit.data.shards import Shard, Shards, ends_of, file_sha256, local_shard
+from vitkit.data.shards import (
+    Shard,
+    Shards,
+    ends_of,
+    file_sha256,
+    is_url,
+    local_shard,
+    without_secrets,
+)
 from vitkit.data.source import Concatenated, Source, Splits, Subset, Without, label_bytes
 from vitkit.files import whole_folder
 
@@ -268,14 +276,14 @@ def with_sha256(shard: Shard) -> Shard:
 
 def shards_info(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
     """The shards as index.json lists them, their names below a common root."""
-    places = [os.path.dirname(shard.place) for shard in shards]
-    remote = any("://" in place for place in places)
+    places = [os.path.dirname(without_secrets(shard.place)) for shard in shards]
+    remote = is_url(places[0])
     if not remote:
         places = [os.path.abspath(place) for place in places]
     root = common_prefix(places) if remote else os.path.commonpath(places)
 
     def name(shard: Shard) -> str:
-        place = shard.place if remote else os.path.abspath(shard.place)
+        place = without_secrets(shard.place) if remote else os.path.abspath(shard.place)
         return place[len(root) :].lstrip("/" + os.sep).replace(os.sep, "/")
 
     listed = [

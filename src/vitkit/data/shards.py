@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from vitkit.data.checks import DataError, digest
 from vitkit.data.columns import read_at
 
 OPEN_FILES = 64  # kept open at most
+SECRETS = re.compile(r"(?<=://)[^/@\s]*@|[?#][^\s'\")\]]*")
 HASHED = 16 * 1024  # bytes at each end of a file
 
 
@@ -49,7 +51,7 @@ class OpenFiles:
         with self.lock:
             file = self.files.get(path)
             if file is None:
-                file = OpenFile(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
+                file = OpenFile(self.opened(path))
                 self.files[path] = file
             self.files.move_to_end(path)
             file.readers += 1
@@ -59,6 +61,9 @@ class OpenFiles:
         finally:
             with self.lock:
                 file.readers -= 1
+
+    def opened(self, path: str) -> int:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
     def close_some(self) -> None:
         idle = [path for path, file in self.files.items() if not file.readers]
@@ -84,20 +89,24 @@ class Shards:
 
     @property
     def remote(self) -> bool:
-        return any("://" in shard.place for shard in self.all)
+        return any(is_url(shard.place) for shard in self.all)
 
     def title(self, number: int) -> str:
         """What to call a shard in a message."""
-        return self.all[number].place
+        return without_secrets(self.all[number].place)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """A part of a shard. Raises OSError, and DataError for what cannot be fetched."""
         shard = self.all[number]
         if not 0 <= offset <= offset + size <= shard.size:
             raise DataError(
-                f"{shard.place}: {size} bytes at {offset} are wanted of a file of {shard.size}; "
-                "the index does not fit it, build it again"
+                f"{self.title(number)}: {size} bytes at {offset} are wanted of {shard.size}; the "
+                "index does not fit it, build it again"
             )
+        if is_url(shard.place):
+            from vitkit.data import remote_cache
+
+            return remote_cache.read(shard, offset, size)
         data = FILES.read(shard.place, size, offset)
         if len(data) != size:
             raise OSError(f"{shard.place}: ends before byte {offset + size}")
@@ -106,10 +115,31 @@ class Shards:
     @contextmanager
     def on_disk(self, number: int) -> Iterator[Path]:
         """A path at which the whole shard lies while the block lasts."""
-        yield Path(self.all[number].place)
+        shard = self.all[number]
+        if is_url(shard.place):
+            from vitkit.data import remote_cache
+
+            with remote_cache.on_disk(shard) as path:
+                yield path
+        else:
+            yield Path(shard.place)
 
     def prefetch(self, numbers: Sequence[int]) -> None:
         """Fetch these shards in the background, where they lie afar."""
+        wanted = [self.all[number] for number in numbers if is_url(self.all[number].place)]
+        if wanted:
+            from vitkit.data import remote_cache
+
+            remote_cache.prefetch(wanted)
+
+
+def is_url(place: object) -> bool:
+    return "://" in str(place)
+
+
+def without_secrets(place: str) -> str:
+    """A path as it is; a URL without a password, and without a query that may be one."""
+    return SECRETS.sub("", place) if is_url(place) else place
 
 
 def local_shard(path: Path) -> Shard:
