@@ -1,15 +1,17 @@
-"""top_k: every image counts once, whatever the batches."""
+"""top_k: every image counts once, whatever the batches and however many labels it has."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, log_loss, top_k_accuracy_score
 from torch import Tensor
+from torch.nn import functional as F
 
+from vitkit.data.checks import DataError
 from vitkit.data.pipeline import Batch
-from vitkit.evaluation.topk import features_of, top_k
+from vitkit.evaluation.topk import average_precision, features_of, top_k
 
 
 def batches_of(logits: Tensor, labels: Tensor, size: int) -> list[Batch]:
@@ -88,3 +90,100 @@ def test_features_come_with_their_labels_in_order_and_in_float32():
     assert features.dtype == torch.float32
     assert torch.equal(features, logits.bfloat16().float())
     assert torch.equal(found, labels)
+
+
+# Several labels for an image
+
+
+def several_labels(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Scores with ties, of images with none to many labels, one at least."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (2 * torch.randn(images, classes, generator=generator)).round() / 2
+    labels = (torch.rand(images, classes, generator=generator) < 0.3).float()
+    labels[0, 0] = 1
+    return logits, labels
+
+
+@given(
+    images=st.integers(1, 60), classes=st.integers(6, 12), size=st.integers(1, 70),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_average_precision_is_scikit_learns_over_the_classes_that_occur(
+    images, classes, size, seed
+):
+    logits, labels = several_labels(images, classes, seed)
+    result = top_k(flat, batches_of(logits, labels, size))
+    occurs = labels.any(0)
+    expected = average_precision_score(labels[:, occurs], logits[:, occurs], average="macro")
+    assert result["mean_average_precision"] == pytest.approx(expected)
+    assert result["images"] == images
+
+
+def test_a_guess_is_right_where_it_is_among_the_labels_and_images_without_any_are_left_out():
+    best_first = torch.arange(8.0, 0, -1).repeat(5, 1)  # class 0 is the best, class 7 the last
+    labels = torch.zeros(5, 8)
+    labels[0, [0, 6]] = 1
+    labels[1, [4, 7]] = 1
+    labels[2, 5] = 1
+    labels[3, 0:3] = 1
+    result = top_k(flat, batches_of(best_first, labels, 2))
+    assert result["top1"] == 2 / 4
+    assert result["top5"] == 3 / 4
+    assert result["images"] == 5
+
+
+def test_the_loss_of_several_labels_is_sigmoid_cross_entropy_summed_over_the_classes():
+    logits, labels = several_labels(30, 7, seed=1)
+    result = top_k(flat, batches_of(logits, labels, 8))
+    expected = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / 30
+    assert result["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_several_processes_find_what_one_finds():
+    logits, labels = several_labels(31, 7, seed=2)
+    one = top_k(flat, batches_of(logits, labels, 8))
+    shares = [batches_of(logits[rank::3], labels[rank::3], 8) for rank in range(3)]
+    told: list[tuple] = []  # what each process counted and kept
+
+    def first_pass(share: list[Batch]) -> None:
+        sums: list[Tensor] = []
+        everything: list = []
+        top_k(flat, share, total=lambda own: sums.append(own) or own,
+              of_all=lambda own: everything.append(own) or [own])  # fmt: skip
+        told.append((sums[0], everything[0]))
+
+    for share in shares:
+        first_pass(share)
+    together = top_k(
+        flat,
+        shares[1],
+        total=lambda _: torch.stack([sums for sums, _ in told]).sum(0),
+        of_all=lambda _: [kept for _, kept in told],
+    )
+    assert together == pytest.approx(one)
+
+
+def test_a_process_without_images_finds_what_the_others_find():
+    logits, labels = several_labels(9, 7, seed=3)
+    one = top_k(flat, batches_of(logits, labels, 8))
+    kept = [(logits.numpy(), labels.bool().numpy())]
+    labelled = int(labels.any(1).sum())
+    right = [one[name] * labelled for name in ("top1", "top5")]
+    sums = torch.tensor([*right, labelled, 9, 9 * one["loss"]]).double()
+    found = top_k(
+        flat,
+        [],
+        total=lambda _: sums,
+        of_all=lambda own: [own, kept],
+    )
+    assert found == pytest.approx(one)
+
+
+def test_images_without_any_label_are_an_error_that_says_so():
+    with pytest.raises(DataError, match="none of the 4 images to evaluate has a label"):
+        top_k(flat, batches_of(torch.randn(4, 6), torch.zeros(4, 6), 3))
+
+
+def test_images_of_one_score_are_found_together():
+    assert average_precision(np.zeros(4), np.array([True, False, False, False])) == 0.25

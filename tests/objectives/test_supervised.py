@@ -82,3 +82,56 @@ def test_large_logits_give_a_finite_loss(loss):
     logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]])
     assert cross_entropy(logits, torch.tensor([0, 1]), loss) == 0
     assert cross_entropy(logits, torch.tensor([1, 0]), loss).isfinite()
+
+
+# Labels as rows of shares
+
+
+def random_shares(batch: int, classes: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, classes, generator=generator).softmax(1)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_hot_rows_give_the_loss_of_the_labels(loss, smoothing):
+    logits, labels = random_case(6, 4)
+    rows = F.one_hot(labels, 4).float()
+    expected = cross_entropy(logits, labels, loss, smoothing)
+    torch.testing.assert_close(cross_entropy(logits, rows, loss, smoothing), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_of_shares_is_pytorchs(smoothing):
+    logits, _ = random_case(6, 4)
+    rows = random_shares(6, 4)
+    by_hand = -((rows * (1 - smoothing) + smoothing / 4) * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(cross_entropy(logits, rows, "softmax", smoothing), by_hand)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_a_mixed_row_gives_the_mixed_loss_of_both_labels(loss):
+    logits, labels = random_case(6, 4)
+    others = labels.roll(1)
+    rows = 0.7 * F.one_hot(labels, 4) + 0.3 * F.one_hot(others, 4)
+    first, second = cross_entropy(logits, labels, loss), cross_entropy(logits, others, loss)
+    torch.testing.assert_close(cross_entropy(logits, rows, loss), 0.7 * first + 0.3 * second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+def test_sigmoid_of_several_labels_is_pytorchs_whatever_type_the_rows_have(dtype):
+    logits, _ = random_case(6, 4)
+    rows = (random_shares(6, 4) > 0.25).to(dtype)
+    expected = (
+        F.multilabel_soft_margin_loss(logits, rows.float()) * 4
+    )  # that is a mean over classes
+    torch.testing.assert_close(cross_entropy(logits, rows, "sigmoid"), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_a_row_without_labels_asks_sigmoid_for_none_of_the_classes(smoothing):
+    logits, _ = random_case(3, 4)
+    targets = torch.full((3, 4), smoothing / 4)
+    expected = F.binary_cross_entropy_with_logits(logits, targets) * 4
+    loss = cross_entropy(logits, torch.zeros(3, 4), "sigmoid", smoothing)
+    torch.testing.assert_close(loss, expected)

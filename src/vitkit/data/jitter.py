@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitkit.data.placing import column, placed
+from vitkit.data.placing import column, parts, placed
 from vitkit.data.randaugment import blend
 
 NAMES = ("brightness", "contrast", "saturation", "hue")
@@ -26,18 +26,28 @@ def jittered(
     least 0) and 1 + amount; the hue turns by a share of the circle that is uniform between -amount
     and amount (at most 0.5). `draws` (B, DRAWS) lie in [0, 1).
     """
-    brightness, contrast, saturation, hue = (
-        column(low + (high - low) * draws[:, number], images.device)
-        for number, (low, high) in enumerate(ranges(amounts))
-    )
+    result = torch.empty_like(images)
+    for part in parts(images):
+        factors = [
+            column(low + (high - low) * draws[part, number], images.device)
+            for number, (low, high) in enumerate(ranges(amounts))
+        ]
+        result[part] = one_after_another(images[part], factors, amounts)
+    return result
+
+
+def one_after_another(
+    images: Tensor, factors: list[Tensor], amounts: tuple[float, float, float, float]
+) -> Tensor:
+    """Factors (B, 1, 1, 1); what has an amount of 0 is left out."""
     if amounts[0]:
-        images = blend(torch.zeros((), device=images.device), images, brightness)
+        images = blend(torch.zeros((), device=images.device), images, factors[0])
     if amounts[1]:
-        images = blend(luma(images).floor_().mean((2, 3), keepdim=True), images, contrast)
+        images = blend(luma(images).mean((2, 3), keepdim=True), images, factors[1])
     if amounts[2]:
-        images = blend(luma(images).floor_(), images, saturation)
+        images = blend(luma(images), images, factors[2])
     if amounts[3]:
-        images = turned(images, hue)
+        images = turned(images, factors[3])
     return images
 
 
@@ -47,9 +57,9 @@ def ranges(amounts: tuple[float, float, float, float]) -> list[tuple[float, floa
 
 
 def luma(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 (B, 1, H, W)."""
+    """uint8 (B, 3, H, W) -> float32 (B, 1, H, W), whole numbers."""
     red, green, blue = images.float().split(1, dim=1)
-    return red * 0.2989 + green * 0.587 + blue * 0.114
+    return (red * 0.2989 + green * 0.587 + blue * 0.114).floor_()
 
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:

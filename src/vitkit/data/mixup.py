@@ -13,7 +13,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from vitkit.data.placing import column, placed
+from vitkit.data.placing import column, parts, placed
 from vitkit.data.randaugment import inside
 
 DRAWS = 4  # for each image: which of the two, share, and the place of CutMix, down and across
@@ -79,9 +79,12 @@ def beta(uniform: np.ndarray, alpha: float) -> np.ndarray:
 
 def blend(images: Tensor, others: Tensor, whole: np.ndarray) -> Tensor:
     """whole / WHOLE of each image and the rest of its partner, rounded."""
-    shares = column(whole, images.device)
-    change = (images.to(torch.int32) - others).mul_(shares).add_(WHOLE // 2)
-    return change.bitwise_right_shift_(16).add_(others).to(torch.uint8)
+    shares, result = column(whole, images.device), torch.empty_like(images)
+    for part in parts(images):
+        change = images[part].to(torch.int32).sub_(others[part]).mul_(shares[part])
+        change.add_(WHOLE // 2).bitwise_right_shift_(16).add_(others[part])
+        result[part] = change
+    return result
 
 
 def cutmix_boxes(share: np.ndarray, places: np.ndarray, sides: tuple[int, int]) -> np.ndarray:

@@ -1,10 +1,12 @@
-"""Small arrays of the host brought to where the images are, without waiting for that device."""
+"""Small arrays brought to where the images are without waiting, and images in handy parts."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+
+CACHED = 2**20  # values; more would leave a CPU's caches, and fewer cost more calls
 
 
 def placed(array: np.ndarray, device: torch.device) -> Tensor:
@@ -20,3 +22,11 @@ def placed(array: np.ndarray, device: torch.device) -> Tensor:
 def column(array: np.ndarray, device: torch.device) -> Tensor:
     """(B,) -> (B, 1, 1, 1): a number for each image of a batch."""
     return placed(array, device).view(-1, 1, 1, 1)
+
+
+def parts(images: Tensor) -> list[slice]:
+    """Which images go through together: all, but on a CPU so few that they stay in its caches."""
+    together = len(images)
+    if images.device.type == "cpu":
+        together = max(1, CACHED // max(1, images[:1].numel()))
+    return [slice(start, start + together) for start in range(0, len(images), together)]

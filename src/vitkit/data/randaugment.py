@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitkit.data.placing import placed
+from vitkit.data.placing import parts, placed
 
 TABLES = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness", "Contrast")
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -29,7 +29,6 @@ DRAWS = 4  # for each layer: operation, sign, and the place of Cutout, down and 
 FULL = 10  # the magnitude at which an operation is at its full strength; more is possible
 GREY = 128  # what comes into view from beyond an image's edges, and fills Cutout
 SIDE = 224  # pixels; of the images that TRANSLATE and CUTOUT were made for
-CACHED = 2**21  # values that go through together on a CPU; more would leave its caches
 TRANSLATE, CUTOUT = 100, 40  # pixels at full strength; Cutout is twice as wide and high
 
 
@@ -40,11 +39,7 @@ def randaugment(images: Tensor, draws: np.ndarray, layers: int, magnitude: float
     a sign; Cutout's place is drawn. The images given are left as they are.
     """
     images = images.clone()
-    together = len(images)
-    if images.device.type == "cpu":
-        together = max(1, CACHED // max(1, images[:1].numel()))
-    for start in range(0, len(images), together):
-        part = slice(start, start + together)
+    for part in parts(images):
         for layer in draws[part].reshape(-1, layers, DRAWS).transpose(1, 0, 2):
             chosen = (layer[:, 0] * len(OPERATIONS)).astype(np.int64)
             one_layer(images[part], chosen, layer[:, 1:], magnitude)
