@@ -662,7 +662,7 @@ def test_negative_labels_are_an_error(tmp_path):
         {"image": [b""]},
         {"label": [0]},
         {"image": [b""], "label": [0.5]},
-        {"image": [b""], "label": [[0]]},
+        {"image": [b""], "label": [[[0]]]},
     ],
 )
 def test_wrong_columns_are_listed_with_their_types(tmp_path, columns):
@@ -701,9 +701,9 @@ def test_a_text_file_called_parquet_is_named(tmp_path):
 
 
 def test_another_kind_of_file_is_an_error(tmp_path):
-    (tmp_path / "a.csv").write_text("image,label\n")
-    with pytest.raises(DataError, match=r"a\.csv: a file, but not parquet; expected a folder or"):
-        open_data(tmp_path / "a.csv")
+    (tmp_path / "a.doc").write_text("image,label\n")
+    with pytest.raises(DataError, match=r"a\.doc: a file, but not parquet; expected a folder or"):
+        open_data(tmp_path / "a.doc")
 
 
 # Fingerprints

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from vitkit.errors import VitkitError
+
+NUMBERED = re.compile(r"(.*-)(\d{3,7})-of-(\d{3,7})(\..*)")
+MOST_SHARDS = 1_000_000  # a name may claim any number
 
 
 class DataError(VitkitError):
@@ -44,3 +48,28 @@ def digest(parts: Iterable[str | bytes | memoryview]) -> str:
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()
+
+
+def missing_shards(names: Iterable[str]) -> list[str]:
+    """The absent files of numbered sets: of "train-00000-of-00002.parquet" alone the second."""
+    sets: dict[tuple[str, str, str], set[int]] = {}
+    for name in names:
+        if found := NUMBERED.fullmatch(name):
+            start, number, total, end = found.groups()
+            sets.setdefault((start, total, end), set()).add(int(number))
+    return [
+        f"{start}{number:0{len(total)}}-of-{total}{end}"
+        for (start, total, end), present in sets.items()
+        for number in range(min(int(total), MOST_SHARDS))
+        if number not in present
+    ]
+
+
+def require_all_shards(names: Sequence[str], folder: str) -> None:
+    """DataError where files of a numbered set are absent."""
+    missing = missing_shards(names)
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} files of a numbered set are missing: {some(missing)}; fetch "
+            "them, or give the files that are there one by one"
+        )

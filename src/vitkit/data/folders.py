@@ -1,15 +1,14 @@
-"""Folders of images: which files count, and which folders are splits rather than classes."""
+"""Folders on disk: which files count, and which folders are splits rather than classes."""
 
 from __future__ import annotations
 
+import json
 import os
-from functools import cached_property
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from vitkit.data.checks import DataError, digest, some
-from vitkit.data.source import Source
+from vitkit.data.checks import DataError, some
 
 IMAGE_SUFFIXES = {
     ".jpg",
@@ -29,55 +28,18 @@ SPLITS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
+    "testing": "test",
 }
-HASHED = 16 * 1024  # bytes at each end of a file
-
-
-class FolderSource(Source):
-    """A folder of class folders, each holding images at any depth."""
-
-    def __init__(self, root: Path) -> None:
-        folders = class_folders(root)
-        files = [images_in(folder) for folder in folders]
-        if not any(files):
-            raise DataError(
-                f"{root}: found {found_in(root)}; expected class folders with images in them "
-                f"({root.name}/cat/1.jpg), train/ and val/ of such folders, or parquet files"
-            )
-        self.root = root
-        # An empty folder is still a class: train/ and val/ must agree on the numbers.
-        self.class_names = [f.name for f in folders]
-        self.paths = [path for group in files for path in group]
-        self.labels = np.repeat(np.arange(len(folders)), [len(group) for group in files])
-
-    def encoded(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
-
-    def key(self, index: int) -> str:
-        return self.paths[index].relative_to(self.root).as_posix()
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def file(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def fingerprint(self) -> str:
-        return digest([*self.class_names, self.content])
-
-    @cached_property
-    def content(self) -> str:
-        """A hash of all files, kept because both halves of a split ask for it."""
-        parts = ((p.relative_to(self.root).as_posix(), ends_of(p)) for p in self.paths)
-        return digest(part for pair in parts for part in pair)
 
 
 def existing(word: str | Path) -> Path:
     path = Path(word).expanduser()
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; DATA is a folder, parquet files or 'digits'"
+            f"{path}: no such file or folder; DATA is a folder of images, a CSV or JSON file of "
+            "labels, parquet files, hf:owner/name or 'digits'"
         )
     return path
 
@@ -86,76 +48,123 @@ def is_parquet(word: str | Path) -> bool:
     return str(word).endswith(".parquet")
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+def table_files(folder: Path) -> list[str]:
+    """The parquet files in a folder or, of a copy by `datasets`, its arrow files."""
+    names = files_in(folder)
+    parquet = [name for name in names if is_parquet(name)]
+    if parquet:
+        return parquet
+    if "state.json" in names:  # which also tells them from what is cached beside them
+        try:
+            state = json.loads((folder / "state.json").read_bytes())
+            listed = [entry["filename"] for entry in state["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder / 'state.json'}: not as `save_to_disk` of datasets writes it; save again"
+            ) from error
+        absent = [name for name in listed if name not in names]
+        if absent:
+            raise DataError(
+                f"{folder}: {len(absent)} of {len(listed)} arrow files are missing: "
+                f"{some(absent)}; copy the whole folder again"
+            )
+        return listed
+    return [name for name in names if name.endswith(".arrow") and not name.startswith("cache-")]
 
 
-def is_hidden(path: Path, root: Path) -> bool:
-    """Whether the path, or a folder between it and `root`, has a name that begins with a dot."""
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def has_image_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def scanned(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder but for hidden ones, in no order. Raises DataError."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                    yield entry
+    except OSError as error:
+        raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from error
+
+
+def subfolders(folder: str | Path) -> list[str]:
+    return sorted(entry.name for entry in scanned(folder) if entry.is_dir())
+
+
+def files_in(folder: str | Path) -> list[str]:
+    return sorted(entry.name for entry in scanned(folder) if entry.is_file())
+
+
+def images_below(folder: str | Path, start: str = "") -> Iterator[str]:
+    """`start` and the path of each image at any depth, in order, but for hidden ones.
+
+    Links to files are followed, links to folders are not: they could lead in a circle.
+    """
+    names, folders = [], set()
+    for entry in scanned(folder):
+        if has_image_suffix(entry.name) and entry.is_file():
+            names.append(entry.name)
+        elif entry.is_dir(follow_symlinks=False):
+            names.append(entry.name)
+            folders.add(entry.name)
+    names.sort()
+    for name in names:
+        if name in folders:
+            yield from images_below(os.path.join(folder, name), f"{start}{name}/")
+        else:
+            yield start + name
 
 
 def images_in(folder: Path) -> list[Path]:
     """Every image at any depth, in order, but for hidden ones."""
-    return [p for p in sorted(folder.rglob("*")) if not is_hidden(p, folder) and is_image(p)]
+    return [folder / name for name in images_below(folder)]
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.glob("*.parquet")) if not is_hidden(p, folder)]
+def has_images(folder: str | Path) -> bool:
+    """Whether images lie right in the folder."""
+    return any(has_image_suffix(entry.name) and entry.is_file() for entry in scanned(folder))
 
 
-def class_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p, folder))
+def holds_images(folder: str | Path) -> bool:
+    """Whether there is an image at any depth."""
+    inner = []
+    for entry in scanned(folder):
+        if has_image_suffix(entry.name) and entry.is_file():
+            return True
+        if entry.is_dir(follow_symlinks=False):
+            inner.append(entry.path)
+    return any(holds_images(path) for path in inner)
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """The folders "train", "val" and "test" in root by these names; {} where they are classes.
+def has_class_folders(folder: str | Path, no_classes: Collection[str] = ()) -> bool:
+    """Whether a folder in it holds images, but for folders of these names."""
+    return any(
+        holds_images(os.path.join(folder, name))
+        for name in subfolders(folder)
+        if name.lower() not in no_classes
+    )
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """{"train", "val", "test": the name of the folder in root}; {} where they are classes.
 
     COCO's and Pascal's classes have a "train" among them. It is a class where images lie right in
     it and beside it is a folder of images that is no split.
     """
-    splits: dict[str, Path] = {}
+    splits: dict[str, str] = {}
     others = []
-    for folder in class_folders(root):
-        split = SPLITS.get(folder.name.lower())
+    for name in subfolders(root):
+        split = SPLITS.get(name.lower())
         if split is None:
-            others.append(folder)
+            others.append(name)
         else:
-            splits.setdefault(split, folder)
+            splits.setdefault(split, name)
     train = splits.get("train")
-    if train is None or any(is_image(path) for path in train.iterdir()):
-        return {} if any(images_in(folder) for folder in others) else splits
+    if train is None or has_images(root / train):
+        return {} if any(holds_images(root / name) for name in others) else splits
     return splits
 
 
-def split_files(root: Path) -> dict[str, list[Path]]:
-    """The parquet files in root by split; those whose names say none are to train on."""
-    splits: dict[str, list[Path]] = {}
-    for file in parquet_files(root):
-        start = file.name.lower().split("-")[0].split(".")[0]
-        splits.setdefault(SPLITS.get(start, "train"), []).append(file)
-    return splits
-
-
-def found_in(folder: Path) -> str:
-    """A few words on what a folder holds, for messages."""
-    entries = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
-    return some(entries) if entries else "an empty folder"
-
-
-def ends_of(path: Path) -> bytes:
-    """The length of a file and its first and last bytes, which tell it from others.
-
-    Its middle is left out, so that a fingerprint of a million photographs takes a minute rather
-    than an hour; its time of change too, which differs in a copy. An unreadable file is a bad
-    image, which is counted when it is used.
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            start = file.read(HASHED)
-            file.seek(max(len(start), size - HASHED))
-            return size.to_bytes(8, "little") + start + file.read()
-    except OSError:
-        return b""
+def split_named(file: str) -> str | None:
+    """The split that the first word of a file's name says: val for "validation-00000.parquet"."""
+    return SPLITS.get(re.split(r"[-_. ]", file.lower())[0])

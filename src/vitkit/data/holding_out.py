@@ -15,7 +15,8 @@ def held_out_indices(labels: np.ndarray, share: float, at_most: int, seed: int) 
     share = min(share, at_most / max(1, len(labels)))
     random = np.random.default_rng(seed)
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    members = [random.permutation(np.flatnonzero(classes == c)) for c in range(len(counts))]
+    grouped = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    members = [random.permutation(group) for group in grouped]
     quotas = np.minimum(counts * share, counts - 1).round(9)  # equal rests must be equal
     held = np.floor(quotas).astype(int)
     wanted = max(round(quotas.sum()), 1 if quotas.any() else 0)

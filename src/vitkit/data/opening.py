@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vitkit.data.checks import DataError, some
+from vitkit.data.checks import DataError, missing_shards, require_all_shards, some
 from vitkit.data.decode import ImageError
 from vitkit.data.folders import (
-    FolderSource,
+    SPLITS,
     existing,
+    has_class_folders,
+    has_images,
+    holds_images,
     is_parquet,
-    parquet_files,
-    split_files,
+    scanned,
     split_folders,
+    split_named,
+    subfolders,
+    table_files,
 )
 from vitkit.data.holding_out import held_out_indices
+from vitkit.data.image_files import FolderSource
 from vitkit.data.index import is_index, open_index
+from vitkit.data.label_files import (
+    IMAGE_FOLDERS,
+    LIST_SUFFIXES,
+    OtherListError,
+    Rows,
+    divided,
+    label_files,
+    read_rows,
+    require_images,
+    sources_of,
+)
+from vitkit.data.shards import is_url
 from vitkit.data.source import ArraySource, Concatenated, Source, Splits, Subset, Without, strata
+from vitkit.data.tar_shards import is_tar, open_tars, tar_files
+from vitkit.data.torchvision_sets import open_published
+
+WRAPPERS = 8  # folders within each other that are looked through
 
 
 def digits() -> Splits:
@@ -53,8 +77,17 @@ def held_out(
 def open_data(data: str | Path | Splits | Source | Sequence[str | Path]) -> Splits:
     """DATA as users name it -> its splits.
 
-    "digits"; a folder of class folders, of train/, val/ and test/ with class folders in them, or
-    of parquet files; one or more parquet files; several of these. Raises DataError.
+    One of these words, or several:
+    - "digits";
+    - a folder of class folders, or of train/, val/ and test/ with class folders in them. Images at
+      any depth below a class folder are of that class. Folders that hold nothing but another
+      folder are looked through;
+    - a CSV, TSV, JSON or JSON lines file that names images and their labels, or a folder with one;
+    - parquet files, a folder of them, or what `save_to_disk` of `datasets` writes;
+    - CIFAR-10, CIFAR-100, Oxford-IIIT Pets, Flowers-102 and ImageNet as they are published;
+    - "hf:owner/name" with, where needed, "@revision" and ":config" after it;
+    - an index that `build_index` wrote.
+    Raises DataError.
     """
     if isinstance(data, Splits):
         return data
@@ -63,63 +96,219 @@ def open_data(data: str | Path | Splits | Source | Sequence[str | Path]) -> Spli
     words = [data] if isinstance(data, str | Path) else list(data)
     if not words:
         raise DataError("no data given; expected a folder, parquet files or 'digits'")
-    if all(is_parquet(word) for word in words):
-        return Splits(str(words[0]), parquet_source([existing(word) for word in words]))
+    if all(is_parquet(word) and not is_url(word) for word in words):
+        return open_parquet([existing(word) for word in words])
+    if all(is_tar(word) for word in words):
+        return open_tars(words)
     opened = [open_one(word) for word in words]
     if len(opened) == 1:
         return opened[0]
+    titles = short_names([str(word) for word in words])
     return Splits(
         opened[0].name,
-        Concatenated([splits.train for splits in opened]),
-        joined(splits.val for splits in opened),
-        joined(splits.test for splits in opened),
+        Concatenated([splits.train for splits in opened], titles),
+        joined([splits.val for splits in opened], titles),
+        joined([splits.test for splits in opened], titles),
     )
 
 
-def joined(parts: Iterable[Source | None]) -> Source | None:
-    given = [part for part in parts if part is not None]
-    return Concatenated(given) if given else None
+def joined(parts: Sequence[Source | None], titles: Sequence[str]) -> Source | None:
+    given = [(part, title) for part, title in zip(parts, titles, strict=True) if part is not None]
+    return (
+        Concatenated([part for part, _ in given], [title for _, title in given]) if given else None
+    )
+
+
+def short_names(words: Sequence[str]) -> list[str]:
+    """The last parts of paths, as few as tell them apart; of equal paths the later are numbered."""
+    parts = [Path(word).parts for word in words]
+    for number in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-number:]).strip("/") for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    else:
+        names = [f"{place}" for place in range(len(words))]
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
 
 
 def open_one(word: str | Path) -> Splits:
     if str(word) == "digits":
         return digits()
+    if str(word).startswith("hf:"):
+        from vitkit.data.hub import open_hub
+
+        return open_hub(str(word))
+    if is_tar(word):
+        return open_tars([word])
+    if is_url(word):
+        return open_url(str(word))
     path = existing(word)
     if is_index(path):
         return open_index(path)
+    if path.is_dir() and (tars := tar_files(path)):
+        return open_tars(tars)
+    if path.is_file() and path.name.lower().endswith(LIST_SUFFIXES):
+        return open_list(path)
     if path.is_file():
         if not is_parquet(path):
-            raise DataError(f"{path}: a file, but not parquet; expected a folder or parquet files")
-        return Splits(str(path), parquet_source([path]))
-    parts: dict[str, Path | list[Path]] = {**(split_folders(path) or split_files(path))}
-    if not parts:
-        return Splits(str(path), FolderSource(path))
-    if "train" not in parts:  # only to evaluate on, say; then it is all there is
-        parts["train"] = parts.pop("val" if "val" in parts else "test")
-    train, val = open_part(parts["train"]), parts.get("val")
-    test = open_test(parts["test"]) if "test" in parts else None
-    return Splits(str(path), train, open_part(val) if val else None, test)
+            raise DataError(
+                f"{path}: a file, but not parquet; expected a folder or parquet files, or a list "
+                f"of images and labels ({', '.join(LIST_SUFFIXES)})"
+            )
+        return open_parquet([path])
+    path = looked_through(path)
+    splits = open_published(path) or open_folder(path)
+    return replace(splits, name=str(word))
 
 
-def open_part(part: Path | list[Path]) -> Source:
-    """One split: its parquet files, or a folder that has parquet files or class folders in it."""
-    files = part if isinstance(part, list) else parquet_files(part)
-    return parquet_source(files) if files or isinstance(part, list) else FolderSource(part)
+def open_parquet(files: Sequence[Path]) -> Splits:
+    missing = missing_shards([str(file) for file in files]) if len(files) > 1 else []
+    if missing:
+        warnings.warn(
+            f"{len(missing)} files of a numbered set are not among those given: {some(missing)}",
+            stacklevel=2,
+        )
+    return Splits(str(files[0]), parquet_source(files, short_names([str(file) for file in files])))
 
 
-def parquet_source(files: Sequence[Path]) -> Source:
+def open_url(url: str) -> Splits:
+    from vitkit.data.remote_data import open_remote
+
+    return open_remote(url)
+
+
+def open_list(file: Path) -> Splits:
+    return splits_of(str(file), sources_of(divided(read_rows(file)), file.parent))
+
+
+def open_folder(root: Path) -> Splits:
+    """The splits of a folder: by its table files, its files of labels and its split folders."""
+    found: dict[str, Source] = {}
+    tables = split_tables(root)
+    if tables:
+        for split, names in tables.items():
+            found |= opened_split(split, partial(table_source, root, names))
+        return splits_of(str(root), found)
+    folders = split_folders(root)
+    lists = listed_rows(root, folders)
+    whole = any(rows.split is None or rows.whole for rows in lists.values())
+    for split, name in folders.items():
+        if split not in lists and (not whole or has_class_folders(root / name)):
+            found |= opened_split(split, partial(folder_source, root, name))
+    if lists:
+        found |= sources_of(lists, root, found["train"].class_names if "train" in found else None)
+    return splits_of(str(root), found) if found else Splits(str(root), FolderSource(root))
+
+
+def splits_of(name: str, found: Mapping[str, Source]) -> Splits:
+    """Splits by their names; a lone one, to evaluate on, say, is all there is."""
+    found = dict(found)
+    if "train" not in found:
+        found["train"] = found.pop("val" if "val" in found else "test")
+    return Splits(name, found["train"], found.get("val"), found.get("test"))
+
+
+def opened_split(split: str, opened: Callable[[], Source]) -> dict[str, Source]:
+    """{split: source}. Many a test split is published without labels; that must not keep anyone
+    from training, so it may be passed over."""
+    try:
+        return {split: opened()}
+    except DataError as error:
+        if split != "test":
+            raise
+        warnings.warn(f"the test split is passed over: {error}", stacklevel=2)
+        return {}
+
+
+def folder_source(root: Path, name: str) -> Source:
+    """One split folder: its table files, or the class folders in it."""
+    files = table_files(root / name)
+    if files:
+        return table_source(root, [f"{name}/{file}" for file in files])
+    return FolderSource(root, name)
+
+
+def table_source(root: Path, names: Sequence[str]) -> Source:
+    require_all_shards(names, str(root))
+    return parquet_source([root / name for name in names], names)
+
+
+def parquet_source(files: Sequence[Path], names: Sequence[str]) -> Source:
     from vitkit.data.parquet import ParquetSource  # pyarrow takes a while to import
 
-    return ParquetSource(files)
+    return ParquetSource(files, names)
 
 
-def open_test(part: Path | list[Path]) -> Source | None:
-    """Many a test split is published without labels; that must not keep anyone from training."""
-    try:
-        return open_part(part)
-    except DataError as error:
-        warnings.warn(f"the test split is passed over: {error}", stacklevel=2)
+def split_tables(root: Path) -> dict[str, list[str]]:
+    """The parquet or arrow files in root by split; those whose names say none are to train on."""
+    splits: dict[str, list[str]] = {}
+    for name in table_files(root):
+        splits.setdefault(split_named(name) or "train", []).append(name)
+    return splits
+
+
+def listed_rows(root: Path, folders: Mapping[str, str]) -> dict[str, Rows]:
+    """The rows of a folder's files of labels by split: of one for all images, else of those that
+    lie beside the split folders, or in one that has no class folders.
+
+    A file that lists something else than the images here, or a test split without labels, is
+    passed over with a warning where there are other images to use.
+    """
+    files = label_files(root)
+    files = {"": files[""]} if "" in files else files
+    for split, name in folders.items():
+        inner = {} if {"", split} & files.keys() else label_files(root / name)
+        file = inner.get("") or inner.get(split)
+        if file is not None and not has_class_folders(root / name, IMAGE_FOLDERS):
+            files[split] = file
+    parts: dict[str, Rows] = {}
+    for split, file in files.items():
+        try:
+            parts |= divided(require_images(read_rows(file, split or None)))
+        except OtherListError as error:
+            if split != "test" and not is_sorted(root):
+                raise
+            warnings.warn(f"passed over as a list of images: {error}", stacklevel=2)
+    return parts
+
+
+def is_sorted(root: Path) -> bool:
+    """Whether there are class folders, in the folder or in its train/, whatever lists say."""
+    folders = split_folders(root)
+    if folders:
+        return "train" in folders and has_class_folders(root / folders["train"], IMAGE_FOLDERS)
+    return has_class_folders(root, IMAGE_FOLDERS)
+
+
+def looked_through(root: Path) -> Path:
+    """The folder that DATA is about, below folders that hold nothing but another: a zip file
+    unpacked into a folder of its own name, say."""
+    for _ in range(WRAPPERS):
+        inner = only_folder(root)
+        if inner is None:
+            return root
+        root = inner
+    return root
+
+
+def only_folder(root: Path) -> Path | None:
+    """The one folder in root that is no class and no split but holds them."""
+    names = subfolders(root)
+    if not 1 <= len(names) <= 5 or any(name.lower() in SPLITS for name in names):
         return None
+    if has_images(root) or table_files(root) or label_files(root):
+        return None
+    used = [name for name in names if holds_images(root / name)]
+    if not used and len(names) == 1 and any(True for _ in scanned(root / names[0])):
+        return root / names[0]  # it may hold parquet files, say
+    if len(used) != 1 or (has_images(root / used[0]) and not label_files(root / used[0])):
+        return None
+    return root / used[0]
 
 
 def image_side(source: Source, looked_at: int = 16) -> int:

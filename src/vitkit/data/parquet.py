@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,57 +13,105 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.sparse import csr_array
 
 from vitkit.data.checks import DataError, checked_labels, digest, first_line, some
-from vitkit.data.source import Source
+from vitkit.data.source import Source, label_bytes
 
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label")  # the first is taken
 
 
-class ParquetSource(Source):
-    """Parquet files with an image column (bytes, or Hugging Face's {bytes, path}) and labels."""
+class TableSource(Source):
+    """Tables with an image column (bytes, or Hugging Face's {bytes, path}) and a column of labels,
+    which may be lists.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        self.images, self.labels, self.class_names = read_parquet(self.paths, self.title())
+    `titles` are what they are called in messages, `names` in keys. Where a row has a path alone,
+    the file is read if it lies below one of `trusted`.
+    """
 
-    def title(self) -> str:
-        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
-        return f"{self.paths[0]}{more}"
+    def __init__(
+        self,
+        tables: Sequence[pa.Table],
+        titles: Sequence[str],
+        names: Sequence[str],
+        trusted: Sequence[str] = (),
+    ) -> None:
+        self.titles, self.names, self.trusted = list(titles), list(names), list(trusted)
+        more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
+        self.images, self.paths, self.labels, self.class_names = columns_of(
+            tables, f"{titles[0]}{more}"
+        )
+        self.starts = np.cumsum([0, *(table.num_rows for table in tables)]).tolist()
 
     def encoded(self, index: int) -> bytes:
-        return self.images[index].as_py() or b""
+        data = self.images[index].as_py()
+        return self.at_path(index) if data is None else data
+
+    def at_path(self, index: int) -> bytes:
+        path = None if self.paths is None or not self.trusted else self.paths[index].as_py()
+        real = os.path.realpath(path or "")
+        if path is None or not any(real.startswith(place + os.sep) for place in self.trusted):
+            return b""
+        with open(real, "rb") as file:
+            return file.read()
+
+    def located(self, index: int) -> tuple[int, int]:
+        """(which table, which row of it)"""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        table = bisect_right(self.starts, index) - 1
+        return table, index - self.starts[table]
 
     def key(self, index: int) -> str:
-        return str(index)
+        table, row = self.located(index)
+        return f"{self.names[table]}:{row}"
 
     def name(self, index: int) -> str:
-        return f"{self.title()} row {index}"
+        table, row = self.located(index)
+        return f"{self.titles[table]} row {row}"
 
     def fingerprint(self) -> str:
-        return digest([*self.class_names, self.labels.tobytes(), self.content])
+        return digest([*self.class_names, label_bytes(self.labels), self.content])
 
     @cached_property
     def content(self) -> str:
         """A hash of all images, kept because both halves of a split ask for it."""
-        return digest(memoryview(value.as_buffer() or b"") for value in self.images)
+        if not self.trusted:
+            return digest(memoryview(value.as_buffer() or b"") for value in self.images)
+        return digest(self.encoded(index) for index in range(len(self)))
 
 
-def read_parquet(
-    paths: Sequence[Path], title: str
-) -> tuple[pa.ChunkedArray, np.ndarray, list[str]]:
-    """(encoded images, labels, class names) of files with the same columns, one after the other."""
+class ParquetSource(TableSource):
+    """Parquet or arrow files; in keys they are called by their own names, or by `names`."""
+
+    def __init__(self, paths: Sequence[Path], names: Sequence[str] | None = None) -> None:
+        tables = [read_table(path) for path in paths]
+        super().__init__(tables, list(map(str, paths)), names or [path.name for path in paths])
+
+
+def read_table(path: Path) -> pa.Table:
     try:
-        tables = [pq.read_table(path, memory_map=True) for path in paths]
+        if path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as file:
+                return pa.ipc.open_stream(file).read_all()
+        return pq.read_table(path, memory_map=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        kind = path.suffix[1:]
+        raise DataError(f"{path}: not readable as {kind}: {first_line(error)}") from error
+
+
+def columns_of(
+    tables: Sequence[pa.Table], title: str
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None, Any, list[str]]:
+    """(encoded images, their paths, labels, class names) of tables with the same columns, all in
+    one."""
+    try:
         # "permissive" joins columns of int32 and int64, or of string and large_string.
         table = pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{title}: not readable as parquet: {first_line(error)}") from error
+    except pa.ArrowException as error:
+        raise DataError(f"{title}: the files do not fit together: {first_line(error)}") from error
     image_column, label_column = find_columns(table.schema, title)
-    images = table.column(image_column)
-    if pa.types.is_struct(images.type):
-        kind = images.type.field("bytes").type
-        images = pa.chunked_array([part.field("bytes") for part in images.chunks], kind)
+    images, paths = parts_of_images(table.column(image_column))
     column = table.column(label_column)
     if column.null_count:
         raise DataError(
@@ -70,15 +120,54 @@ def read_parquet(
         )
     if not len(column):
         raise DataError(f"{title}: found no rows; expected images and labels")
+    names = common_names(tables, label_column, title)
+    if not is_list(column.type):
+        labels, names = numbered(column, names, label_column, title)
+        return images, paths, labels, names
+    column = column.combine_chunks()
+    labels, names = numbered(column.flatten(), names, label_column, title)
+    starts = np.cumsum([0, *column.value_lengths().to_numpy(zero_copy_only=False)])
+    rows = np.repeat(np.arange(len(column)), np.diff(starts))
+    ones = np.ones(len(labels), dtype=bool)
+    # Made from pairs, a label that an image has twice counts once.
+    shape = (len(column), len(names))
+    return images, paths, csr_array((ones, (rows, labels)), shape=shape), names
+
+
+def parts_of_images(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    """(bytes, paths) of a column of images."""
+    if not pa.types.is_struct(column.type):
+        return column, None
+
+    def field(name: str) -> pa.ChunkedArray | None:
+        if column.type.get_field_index(name) < 0:
+            return None
+        kind = column.type.field(name).type
+        return pa.chunked_array([part.field(name) for part in column.chunks], kind)
+
+    data = field("bytes")
+    assert data is not None
+    return data, field("path")
+
+
+def numbered(
+    column: Any, names: list[str] | None, title_of_column: str, title: str
+) -> tuple[np.ndarray, list[str]]:
+    """(numbers of classes, their names) of a column of texts or integers."""
+    if column.null_count:
+        raise DataError(
+            f"{title}: {column.null_count} labels are missing in lists of the column "
+            f"{title_of_column!r}; leave them out"
+        )
     if is_text(column.type):
         values: Any = column.to_pylist()
         names = sorted(set(values))
         number = {name: place for place, name in enumerate(names)}
         values = [number[value] for value in values]
     else:
-        values = column.to_numpy()
-        names = common_names(tables, label_column, title) or numbers(values, label_column, title)
-    return images, checked_labels(values, names, title), names
+        values = column.to_numpy() if isinstance(column, pa.ChunkedArray) else np.asarray(column)
+        names = names or numbers(values, title_of_column, title)
+    return checked_labels(values, names, title), names
 
 
 def find_columns(schema: pa.Schema, title: str) -> tuple[str, str]:
@@ -88,7 +177,8 @@ def find_columns(schema: pa.Schema, title: str) -> tuple[str, str]:
     LABEL_NAMES, or is the only one of its type: an id or a caption must not be taken for it.
     """
     images = [field.name for field in schema if holds_bytes(field.type)]
-    able = [f.name for f in schema if pa.types.is_integer(f.type) or is_text(f.type)]
+    able = [f.name for f in schema if is_label(f.type)]
+    able += [f.name for f in schema if is_list(f.type) and is_label(f.type.value_type)]
     marked = [name for name in able if class_names_in(schema, name)]
     label = None
     for pool in (marked, able):
@@ -98,8 +188,8 @@ def find_columns(schema: pa.Schema, title: str) -> tuple[str, str]:
         found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         raise DataError(
             f"{title}: found the columns {found}; expected an image column (bytes, or a struct "
-            "with bytes) and a label column (integers or names; of several, one called "
-            f"{', '.join(LABEL_NAMES)})"
+            "with bytes) and a label column (integers, names or lists of them; of several, one "
+            f"called {', '.join(LABEL_NAMES)})"
         )
     return images[0], label
 
@@ -109,6 +199,14 @@ def holds_bytes(kind: pa.DataType) -> bool:
         return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
     return any(test(kind) for test in tests)
+
+
+def is_label(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or is_text(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -134,8 +232,11 @@ def class_names_in(schema: pa.Schema, column: str) -> list[str] | None:
     """The names that Hugging Face's schema metadata gives for a ClassLabel column."""
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])
-        names = info["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
+        feature = info["info"]["features"][column]
+        if isinstance(feature, list):  # [feature] and {"feature": feature} are lists of it
+            feature = feature[0]
+        names = feature.get("feature", feature)["names"]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 

@@ -88,7 +88,10 @@ class Splits:
 
 
 class ArraySource(Source):
-    """Images in memory: uint8 (N, H, W) or (N, H, W, 3)."""
+    """Images in memory: uint8 (N, H, W) or (N, H, W, 3).
+
+    `keys` is what their keys begin with; the rest is their number.
+    """
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class ArraySource(Source):
         class_names: Sequence[str],
         name: str = "array",
         flip_keeps_class: bool = True,
+        keys: str = "",
     ) -> None:
         if (
             images.dtype != np.uint8
@@ -113,7 +117,7 @@ class ArraySource(Source):
         self.images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         self.class_names = list(class_names)
         self.labels = checked_labels(labels, self.class_names, name)
-        self.title, self.flip_keeps_class = name, flip_keeps_class
+        self.title, self.flip_keeps_class, self.keys = name, flip_keeps_class, keys
         if len(self.labels) != len(images):
             raise DataError(f"{name}: {len(images)} images but {len(self.labels)} labels")
 
@@ -124,7 +128,7 @@ class ArraySource(Source):
         return self.images[index].contiguous()
 
     def key(self, index: int) -> str:
-        return str(index)
+        return f"{self.keys}{index}"
 
     def name(self, index: int) -> str:
         return f"{self.title} {index}"
@@ -136,9 +140,14 @@ class ArraySource(Source):
 
 
 class Concatenated(Source):
-    """Several sources with the same classes, one after the other."""
+    """Several sources with the same classes, one after the other.
 
-    def __init__(self, parts: Sequence[Source]) -> None:
+    Where images of different parts could have the same key, `titles` are what the keys of each
+    part begin with.
+    """
+
+    def __init__(self, parts: Sequence[Source], titles: Sequence[str] | None = None) -> None:
+        self.titles = titles
         for part in parts[1:]:
             if part.class_names != parts[0].class_names:
                 raise DataError(
@@ -175,7 +184,9 @@ class Concatenated(Source):
 
     def key(self, index: int) -> str:
         part, inner = self.locate(index)
-        return part.key(inner)
+        if self.titles is None:
+            return part.key(inner)
+        return f"{self.titles[bisect_right(self.starts, index) - 1]}/{part.key(inner)}"
 
     def file(self, index: int) -> str | None:
         part, inner = self.locate(index)

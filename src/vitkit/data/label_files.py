@@ -1,0 +1,488 @@
+"""Files of labels: CSV, TSV, JSON and JSON lines that name images and say what they show."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import ntpath
+import os
+import posixpath
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from vitkit.data.checks import DataError, first_line, some
+from vitkit.data.folders import (
+    SPLITS,
+    files_in,
+    has_image_suffix,
+    scanned,
+    split_named,
+)
+from vitkit.data.image_files import FileSource
+
+LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
+# Columns are compared in small letters with "_" for blanks and hyphens; the first found is taken.
+IMAGE_COLUMNS = (
+    "file_name", "filename", "image", "path", "file", "filepath", "filepaths", "file_path",
+    "image_path", "image_file", "image_name", "img", "img_path", "image_id", "imageid", "id",
+)  # fmt: skip
+LABEL_COLUMNS = (
+    "label", "labels", "class", "classes", "target", "category", "categories", "class_name",
+    "label_name", "tags", "classid", "class_id", "y", "breed", "species",
+)  # fmt: skip
+SPLIT_COLUMNS = ("split", "subset", "fold", "partition", "set", "data_set", "dataset")
+NAMES = ("labels", "label", "metadata", "annotations", "_classes", "_annotations")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpg", "jpeg", "photos", "pictures", "data")
+SEPARATORS = re.compile(r"[|;]")
+
+
+class OtherListError(DataError):
+    """A file that may be a list of something else than the images beside it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a file of labels says, row by row, before it is compared with the images."""
+
+    file: Path
+    images: list[str]  # as written
+    labels: list[Any]  # texts, or lists of them
+    split: str | None = None  # where all rows are of one
+    splits: list[str] | None = None  # one for each row
+    several: bool = False  # whether an image may have several labels
+    whole: bool = False  # whether the file is about all splits
+
+
+def label_files(folder: Path) -> dict[str, Path]:
+    """{"" or a split: the file of labels for it}: by their names, right in the folder.
+
+    "labels.csv", "metadata.jsonl" and the like are for all images ("" stands for that), "train.csv"
+    and "val_labels.txt" for a split.
+    """
+    found: dict[str, Path] = {}
+    for name in files_in(folder):
+        stem, suffix = os.path.splitext(name.lower())
+        if suffix not in LIST_SUFFIXES:
+            continue
+        split = split_named(stem)
+        if stem in NAMES:
+            found.setdefault("", folder / name)
+        elif split and re.fullmatch(r"[a-z]+([-_. ]?(labels?|metadata|annotations|data))?", stem):
+            found.setdefault(split, folder / name)
+    return found
+
+
+def read_rows(file: Path, split: str | None = None) -> Rows:
+    """The rows of a file of labels, in memory. Raises DataError."""
+    try:
+        text = decoded(file.read_bytes(), file)
+    except OSError as error:
+        raise DataError(f"{file}: the file cannot be read: {error.strerror}") from error
+    try:
+        if file.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+            header, rows = json_table(text, file)
+        else:
+            header, rows = text_table(text)
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise DataError(
+            f"{file}: not readable as {file.suffix[1:].upper()}: {first_line(error)}"
+        ) from error
+    if not rows:
+        raise DataError(f"{file}: found no rows; expected one for each image, below a header line")
+    return replace(table_rows(file, header, rows), split=split)
+
+
+def decoded(data: bytes, file: Path) -> str:
+    # Spreadsheets save "Unicode text" as UTF-16.
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: not UTF-8 text, from byte {error.start} on; save it again as UTF-8"
+        ) from error
+
+
+def text_table(text: str) -> tuple[list[str], list[Sequence[Any]]]:
+    """(header, rows) of values between commas, semicolons, tabs, or in a list of two blanks.
+
+    A first line that names an image already is no header; then the columns are image and label.
+    """
+    first = text.lstrip().split("\n", 1)[0]
+    delimiter = max("\t,;", key=first.count)
+    if delimiter in first:
+        rows = [
+            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row
+        ]
+    else:
+        rows: list[Any] = [line.rsplit(None, 1) for line in text.splitlines() if line.strip()]
+    if not rows or any(has_image_suffix(cell.strip()) for cell in rows[0]):
+        place = next((n for n, cell in enumerate(rows[0]) if has_image_suffix(cell.strip())), 0)
+        return ["image", "label"], [row[place : place + 2] for row in rows]
+    return rows[0], rows[1:]
+
+
+def json_table(text: str, file: Path) -> tuple[list[str], list[Sequence[Any]]]:
+    """(header, rows) of records, one a line or in a list, or of {path: label or labels}."""
+    if file.suffix.lower() == ".json":
+        content = json.loads(text)
+    else:
+        content = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if is_records(value)]
+        if len(content) <= 5 and len(lists) == 1:  # {"images": [records]}
+            content = lists[0]
+        elif content and all(isinstance(value, str | int | list) for value in content.values()):
+            return ["image", "label"], list(content.items())
+    if not is_records(content):
+        raise ValueError(
+            "expected {path: label}, {path: [labels]} or a list of records such as "
+            '{"file_name": "1.jpg", "label": "cat"}'
+        )
+    header = list(dict.fromkeys(key for record in content[:1000] for key in record))
+    return header, [[record.get(key) for key in header] for record in content]
+
+
+def is_records(content: Any) -> bool:
+    return bool(isinstance(content, list) and content) and all(
+        isinstance(record, dict) for record in content
+    )
+
+
+def table_rows(file: Path, header: Sequence[str], rows: list[Sequence[Any]]) -> Rows:
+    """The columns of images, labels and splits of a table."""
+    names = [re.sub(r"[\s-]+", "_", str(name).strip().lower()) for name in header]
+    short = [number for number, row in enumerate(rows) if len(row) != len(header)]
+    if short:
+        raise DataError(
+            f"{file}: {len(short)} of {len(rows)} rows do not have the {len(header)} columns of "
+            f"the header, the first is row {short[0] + 1} ({some([str(c) for c in rows[short[0]]])}"
+            "); put texts with commas between quotes"
+        )
+
+    def place(known: Sequence[str]) -> int | None:
+        return next((names.index(name) for name in known if name in names), None)
+
+    image, label, split = place(IMAGE_COLUMNS), place(LABEL_COLUMNS), place(SPLIT_COLUMNS)
+    one_hot = None
+    if label is None and image is not None:
+        one_hot = one_hot_columns(rows, [n for n in range(len(header)) if n not in (image, split)])
+    if image is None or (label is None and not one_hot):
+        raise OtherListError(
+            f"{file}: found the columns {some([str(name) for name in header], 8)}; expected one of "
+            "images (file_name, image, path ...) and one of labels (label, class ...), or columns "
+            "of 0 and 1 that are named after the classes; rename them"
+        )
+    images = ["" if row[image] is None else str(row[image]).strip() for row in rows]
+    splits = None if split is None else [str(row[split] or "").strip() for row in rows]
+    if one_hot:
+        labels = [[str(header[n]).strip() for n in one_hot if is_one(row[n])] for row in rows]
+        several = any(len(cell) != 1 for cell in labels)
+        labels = labels if several else [cell[0] for cell in labels]
+    else:
+        labels, several = cells([row[label] for row in rows], file)  # pyright: ignore
+    return Rows(file, images, labels, splits=splits, several=several)
+
+
+def one_hot_columns(rows: list[Sequence[Any]], places: Sequence[int]) -> list[int]:
+    """The columns that hold nothing but 0 and 1, where there are at least two."""
+    zeros_ones = {"0", "1", "0.0", "1.0", "False", "True", "false", "true"}
+    able = [n for n in places if all(str(row[n]).strip() in zeros_ones for row in rows)]
+    return able if len(able) >= 2 else []
+
+
+def is_one(cell: Any) -> bool:
+    return str(cell).strip().lower() in ("1", "1.0", "true")
+
+
+def cells(values: list[Any], file: Path) -> tuple[list[Any], bool]:
+    """(labels, whether they are lists): a cell may be a list, a JSON list or "cat|dog"."""
+    values = [
+        json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+        for value in values
+    ]
+    several = any(isinstance(value, list) for value in values) or any(
+        isinstance(value, str) and SEPARATORS.search(value) for value in values
+    )
+    if any(isinstance(value, dict) for value in values):
+        raise DataError(f"{file}: some labels are records; expected texts, numbers or lists")
+    if not several:
+        return [label_text(value) for value in values], False
+    return [label_list(value) for value in values], True
+
+
+def label_text(value: Any) -> str:
+    """A label as a class is called: 3.0 is what a table with gaps makes of 3."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
+
+
+def label_list(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        value = SEPARATORS.split(label_text(value))
+    texts = [label_text(item) for item in value]
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+# The images of the rows
+
+
+def divided(rows: Rows) -> dict[str, Rows]:
+    """Rows by split: what their column says, else the first folder of their paths, else train."""
+    if rows.split:
+        return {rows.split: rows}
+    words = rows.splits
+    if words is None:
+        words = [image.replace("\\", "/").split("/")[0] for image in rows.images]
+        if not all(word.lower() in SPLITS for word in words):
+            return {"train": rows}
+    unknown = sorted({word for word in words if word.lower() not in SPLITS})
+    if unknown:
+        raise DataError(
+            f"{rows.file}: the column of splits holds {some(unknown)}; expected train, val and test"
+        )
+    parts: dict[str, list[int]] = {}
+    for number, word in enumerate(words):
+        parts.setdefault(SPLITS[word.lower()], []).append(number)
+    return {
+        split: replace(
+            rows,
+            images=[rows.images[n] for n in numbers],
+            labels=[rows.labels[n] for n in numbers],
+            split=split,
+            splits=None,
+            whole=True,
+        )
+        for split, numbers in parts.items()
+    }
+
+
+def found_images(rows: Rows, root: Path) -> tuple[Rows, set[str]]:
+    """(the same rows with the paths of their images below `root`, each image once; the paths of
+    all images that lie in their folders).
+
+    Raises DataError where an image is absent, lies elsewhere, has no label or two different ones.
+    """
+    start = os.path.relpath(rows.file.parent, root).replace(os.sep, "/")
+    start = "" if start == "." else f"{start}/"
+    names = [posixpath.normpath(name.replace("\\", "/")) for name in rows.images]
+    require_inside(rows, names)
+    require_labels(rows)
+    base, present = best_base(rows, names)
+    places = [present.get(name) for name in names]
+    absent = [rows.images[n] for n, place in enumerate(places) if place is None]
+    if absent:
+        where = rows.file.parent / base
+        raise DataError(
+            f"{rows.file}: {len(absent)} of {len(names)} rows name images that are not in {where}: "
+            f"{some(absent)}; remove the rows, or put the images there"
+        )
+    images = {start + base + path for path in present.values() if has_image_suffix(path)}
+    named = [f"{start}{base}{place}" for place in places]
+    return once_each(replace(rows, images=named)), images
+
+
+def require_images(rows: Rows) -> Rows:
+    """OtherListError where none of the first images is there."""
+    first = replace(rows, images=rows.images[:1000])
+    names = [posixpath.normpath(name.replace("\\", "/")) for name in first.images]
+    require_inside(first, names)
+    base, present = best_base(first, names)
+    if not any(name in present for name in names):
+        raise OtherListError(
+            f"{rows.file}: names images of which none is in {rows.file.parent / base}: "
+            f"{some(rows.images, 3)}; put the images there, or correct the paths"
+        )
+    return rows
+
+
+def require_inside(rows: Rows, names: Sequence[str]) -> None:
+    outside = [
+        rows.images[n]
+        for n, name in enumerate(names)
+        if name.startswith(("../", "/")) or name == ".." or ntpath.splitdrive(name)[0]
+        or "\0" in name
+    ]  # fmt: skip
+    if outside:
+        raise DataError(
+            f"{rows.file}: {len(outside)} of {len(names)} paths lead out of its folder: "
+            f"{some(outside)}; write them relative to {rows.file.parent}"
+        )
+
+
+def require_labels(rows: Rows) -> None:
+    """Every image needs a label, or may have none where it may have several."""
+    empty = [rows.images[n] for n, label in enumerate(rows.labels) if not label]
+    unnamed = sum(not name for name in rows.images)
+    if unnamed:
+        raise DataError(f"{rows.file}: {unnamed} of {len(rows.images)} rows name no image")
+    if empty and rows.several:
+        warnings.warn(
+            f"{rows.file}: {len(empty)} of {len(rows.images)} images have no label, which is taken "
+            f"for none of the classes: {some(empty)}",
+            stacklevel=2,
+        )
+    elif empty:
+        raise DataError(
+            f"{rows.file}: {len(empty)} of {len(rows.images)} labels are empty: {some(empty)}; "
+            "write labels or remove the rows"
+        )
+
+
+def best_base(rows: Rows, names: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Below which folder beside the file the images lie, and {path in the list: path in there}."""
+    folder = rows.file.parent
+    best: tuple[int, str, dict[str, str]] = (-1, "", {})
+    for base in bases(folder, rows.split or "train"):
+        present = listing(folder / base, names)
+        number = sum(name in present for name in names)
+        if number > best[0]:
+            best = (number, base, present)
+        if number == len(names):
+            break
+    return best[1], best[2]
+
+
+def bases(folder: Path, split: str) -> list[str]:
+    """The file's own folder, and what folders of images beside it may be called."""
+    beside = {entry.name.lower(): entry.name for entry in scanned(folder) if entry.is_dir()}
+    of_split = [beside[word] for word, known in SPLITS.items() if known == split and word in beside]
+    images = [beside[word] for word in IMAGE_FOLDERS if word in beside]
+    deeper = [f"{name}/{inner}" for name in of_split for inner in ("images", "data")]
+    deeper += [f"{name}/{word}" for name in images for word in (split, *SPLITS)]
+    deeper = [path for path in deeper if (folder / path).is_dir()]
+    return ["", *(f"{path}/" for path in [*of_split, *images, *deeper])]
+
+
+def listing(base: Path, names: Sequence[str]) -> dict[str, str]:
+    """{path: path} of the files in the folders that the names lie in, without suffixes where the
+    names have none ("0a1b" for "0a1b.jpg")."""
+    folders = dict.fromkeys(posixpath.dirname(name) for name in names)
+    bare = not any(has_image_suffix(name) for name in names[:100])
+    present: dict[str, str] = {}
+    for folder in folders:
+        if not (base / folder).is_dir():
+            continue
+        start = f"{folder}/" if folder else ""
+        for entry in scanned(base / folder):
+            if entry.is_file():
+                path = start + entry.name
+                present[path] = path
+                if bare and has_image_suffix(entry.name):
+                    present.setdefault(os.path.splitext(path)[0], path)
+    return present
+
+
+def once_each(rows: Rows) -> Rows:
+    """The rows without repetitions. DataError where an image has two different labels."""
+    first: dict[str, int] = {}
+    again, other = [], []
+    for number, name in enumerate(rows.images):
+        place = first.setdefault(name, number)
+        if place != number:
+            same = rows.labels[place] == rows.labels[number]
+            (again if same else other).append((name, place, number))
+    if other:
+        name, place, number = other[0]
+        ways = [f"{rows.labels[n]} in row {n + 1}" for n in (place, number)]
+        raise DataError(
+            f"{rows.file}: {len(other)} images have rows with different labels: "
+            f"{some(sorted({name for name, _, _ in other}))} ({name} is {' and '.join(ways)}); "
+            "keep one row for each, or write all its labels into one cell, between |"
+        )
+    if not again:
+        return rows
+    warnings.warn(
+        f"{rows.file}: {len(again)} rows repeat an image with the same label and are left out: "
+        f"{some(sorted({name for name, _, _ in again}))}",
+        stacklevel=2,
+    )
+    keep = list(first.values())
+    return replace(
+        rows, images=[rows.images[n] for n in keep], labels=[rows.labels[n] for n in keep]
+    )
+
+
+# Sources
+
+
+def sources_of(
+    parts: dict[str, Rows], root: Path, class_names: Sequence[str] | None = None
+) -> dict[str, FileSource]:
+    """A source for each split, all with the same classes: those given, else all in the rows."""
+    found: dict[str, Rows] = {}
+    present: set[str] = set()
+    for split, rows in parts.items():
+        found[split], images = found_images(rows, root)
+        present |= images
+    warn_of_unnamed(found, present)
+    warn_of_shared(found)
+    several = any(rows.several for rows in found.values())
+    lists = {
+        split: [label if rows.several else [label] for label in rows.labels]
+        for split, rows in found.items()
+    }
+    names = list(class_names or sorted_names(lists.values()))
+    number = {name: place for place, name in enumerate(names)}
+    sources = {}
+    for split, rows in found.items():
+        unknown = sorted({label for labels in lists[split] for label in labels} - number.keys())
+        if unknown:
+            raise DataError(
+                f"{rows.file}: the labels {some(unknown)} are none of the classes to train on "
+                f"({some(names)}); correct them"
+            )
+        if several:
+            labels: Any = multi_label(lists[split], number)
+        else:
+            labels = np.array([number[label] for (label,) in lists[split]], dtype=np.int32)
+        sources[split] = FileSource(root, rows.images, labels, names)
+    return sources
+
+
+def sorted_names(lists: Iterable[list[list[str]]]) -> list[str]:
+    """All labels, in the order of the alphabet or, where all are numbers, of those."""
+    names = {label for part in lists for labels in part for label in labels}
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def multi_label(lists: list[list[str]], number: dict[str, int]) -> csr_array:
+    """(N, K) of bool."""
+    starts = np.cumsum([0, *(len(labels) for labels in lists)], dtype=np.int64)
+    places = np.array([number[label] for labels in lists for label in labels], dtype=np.int32)
+    ones = np.ones(len(places), dtype=bool)
+    return csr_array((ones, places, starts), shape=(len(lists), len(number)))
+
+
+def warn_of_unnamed(found: dict[str, Rows], present: set[str]) -> None:
+    unnamed = sorted(present.difference(*(rows.images for rows in found.values())))
+    if unnamed:
+        warnings.warn(
+            f"{next(iter(found.values())).file}: {len(unnamed)} images beside it are in no row and "
+            f"are left out: {some(unnamed)}",
+            stacklevel=2,
+        )
+
+
+def warn_of_shared(found: dict[str, Rows]) -> None:
+    """A score on images that were trained on means nothing."""
+    trained = set(found["train"].images) if "train" in found else set()
+    for split, rows in found.items():
+        shared = [] if split == "train" else [name for name in rows.images if name in trained]
+        if shared:
+            warnings.warn(
+                f"{rows.file}: {len(shared)} images are to train on and in {split} as well: "
+                f"{some(shared)}; remove them from one of the two",
+                stacklevel=2,
+            )
