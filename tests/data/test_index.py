@@ -99,7 +99,7 @@ def test_an_index_of_chosen_images_holds_only_them(photos, tmp_path):
 
 def test_files_of_several_folders_keep_the_keys_that_do_not_tell_their_paths(photos, tmp_path):
     splits = open_data(photos)
-    joined = Splits("joined", Concatenated([splits.train, splits.val]))
+    joined = Splits("joined", Concatenated([splits.train, splits.val], ["x", "y"]))
     indexed = open_data(write_index(tmp_path / "joined.index", joined))
     same(indexed.train, joined.train)
     assert (tmp_path / "joined.index/paths.npy").exists()
