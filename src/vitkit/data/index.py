@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
+from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest
 from vitkit.data.columns import Texts, write_numbers, write_texts
 from vitkit.data.indexed import Columns, IndexedFiles, IndexedRows, Part, TarSource, stays_below
@@ -37,7 +40,7 @@ from vitkit.data.shards import (
     without_secrets,
 )
 from vitkit.data.source import Concatenated, Source, Splits, Subset, Without, label_bytes
-from vitkit.files import whole_folder
+from vitkit.files import whole_folder, write_whole
 
 FORMAT, VERSION = "vitkit index", 1
 INFO = "index.json"
@@ -394,6 +397,10 @@ def write_columns(out: Path, title: str, rows: Sequence[Rows], content: Content)
         for name, (values, dtype) in content.numbers.items():
             write_numbers(fresh, name, values, dtype)
         (fresh / INFO).write_text(json.dumps(info, indent=1), encoding="utf-8")
+    if "url" in content.info.get("root", {}) or any(
+        ":" in word.get("word", "") for word in content.info.get("words", ())
+    ):
+        trust(out)
     return out
 
 
@@ -407,10 +414,13 @@ def is_index(path: Path) -> bool:
     return (path / INFO).is_file() and (path / "keys.npy").is_file()
 
 
-def open_index(path: str | Path, places: Sequence[Shard] | None = None) -> Splits:
+def open_index(
+    path: str | Path, places: Sequence[Shard] | None = None, beside: str | None = None
+) -> Splits:
     """The splits of an index. Raises DataError where it is damaged or does not fit its data.
 
     `places`: where the shards of a tar index lie, in its order, rather than where it says.
+    `beside`: the URL of the folder that it was fetched from.
     """
     path = Path(path).expanduser()
     info = read_info(path)
@@ -418,7 +428,7 @@ def open_index(path: str | Path, places: Sequence[Shard] | None = None) -> Split
         parts = read_parts(info)
         samples = sum(part.samples for part in parts)
         columns = Columns(path, samples, bool(info["multi_label"]))
-        sources = opened_parts(path, info, columns, parts, places)
+        sources = opened_parts(path, info, columns, parts, places, beside)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     by_name = {part.split: source for part, source in zip(parts, sources, strict=True)}
@@ -477,13 +487,14 @@ def opened_parts(
     columns: Columns,
     parts: Sequence[Part],
     places: Sequence[Shard] | None,
+    beside: str | None,
 ) -> list[Any]:
     if info["kind"] == "files":
-        root = found_place(path, info["root"])
+        root = found_place(path, info["root"], beside)
         paths = Texts(path, "paths", columns.samples) if info["paths"] else None
         return [IndexedFiles(columns, part, root, paths) for part in parts]
     if info["kind"] == "tar":
-        shards = Shards(places if places is not None else read_shards(path, info))
+        shards = Shards(places if places is not None else read_shards(path, info, beside))
         for part in parts:
             lengths = part.shard_lengths
             if len(lengths) != len(shards.all) or min(lengths) < 0 or sum(lengths) != part.samples:
@@ -501,9 +512,9 @@ def opened_parts(
     raise ValueError(f"a kind {info['kind']!r}")
 
 
-def read_shards(path: Path, info: dict[str, Any]) -> list[Shard]:
-    """The shards of a tar index, each as large as it was. DataError."""
-    root = found_place(path, info["root"])
+def read_shards(path: Path, info: dict[str, Any], beside: str | None) -> list[Shard]:
+    """The shards of a tar index; those on this disk must be as large as they were. DataError."""
+    root = found_place(path, info["root"], beside)
     shards = []
     for entry in info["shards"]:
         name = str(entry["name"])
@@ -515,7 +526,8 @@ def read_shards(path: Path, info: dict[str, Any]) -> list[Shard]:
             str(entry["ends"]), str(entry["sha256"]),
         )  # fmt: skip
         shards.append(known)
-    check_shards(path, shards)
+    if not is_url(root):
+        check_shards(path, shards)
     return shards
 
 
@@ -544,14 +556,39 @@ def kept_place(out: Path, place: str | Path) -> dict[str, str]:
     return {"path": full, "from_here": os.path.relpath(full, os.path.abspath(out.parent))}
 
 
-def found_place(path: Path, kept: dict[str, str]) -> Path:
+def found_place(path: Path, kept: dict[str, str], beside: str | None = None) -> str:
     """The place that an index keeps: data and index may have been moved together, or only one."""
+    if "url" in kept:
+        check_trust(path, kept["url"], beside)
+        return kept["url"]
+    if beside is not None:
+        host, place = re.fullmatch(r"(\w+://[^/]*)(.*)", beside).groups()  # pyright: ignore
+        return host + posixpath.normpath(posixpath.join(place or "/", kept["from_here"]))
     for place in (path.absolute().parent / kept["from_here"], Path(kept["path"])):
         if place.exists():
-            return Path(os.path.normpath(place))
+            return os.path.normpath(place)
     raise DataError(
         f"{path}: its data, {kept['path']}, is not there; bring it back or build the index again"
     )
+
+
+def trust(path: Path) -> None:
+    """Remember that this index was made here: it may lead to places on the network."""
+    write_whole(made_here(path), "")
+
+
+def made_here(path: Path) -> Path:
+    return cache_folder() / "made" / digest([(path / INFO).read_bytes()])
+
+
+def check_trust(path: Path, url: str, beside: str | None = None) -> None:
+    """DataError unless the user named the server of this URL, now or when the index was made."""
+    named = beside is not None and beside.split("/")[:3] == url.split("/")[:3]
+    if not named and not made_here(path).exists():
+        raise DataError(
+            f"{path}: leads to {without_secrets(url)}, but was not made on this machine; put it "
+            "there and give its URL, or build it again"
+        )
 
 
 def kept_words(out: Path, words: Any) -> list[dict[str, str]]:
@@ -559,10 +596,13 @@ def kept_words(out: Path, words: Any) -> list[dict[str, str]]:
     return [
         kept_place(out, Path(word).expanduser())
         if Path(word).expanduser().exists()
-        else {"word": str(word)}
+        else {"word": without_secrets(str(word))}
         for word in listed
     ]
 
 
 def found_words(path: Path, kept: Sequence[dict[str, str]]) -> list[str]:
-    return [entry["word"] if "word" in entry else str(found_place(path, entry)) for entry in kept]
+    for entry in kept:
+        if ":" in entry.get("word", ""):  # a URL, or a name on a hub
+            check_trust(path, entry["word"])
+    return [entry["word"] if "word" in entry else found_place(path, entry) for entry in kept]

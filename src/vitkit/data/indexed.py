@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from vitkit.data.checks import DataError
 from vitkit.data.columns import Numbers, Texts, let_go, mapped
-from vitkit.data.shards import Shards
+from vitkit.data.shards import Shards, is_url
 from vitkit.data.source import Source
 
 
@@ -97,9 +97,9 @@ class Indexed(Source):
 class IndexedFiles(Indexed):
     """Images that are files below a root; their paths are the keys, or a column of their own."""
 
-    def __init__(self, columns: Columns, part: Part, root: Path, paths: Texts | None) -> None:
+    def __init__(self, columns: Columns, part: Part, root: str, paths: Texts | None) -> None:
         super().__init__(columns, part)
-        self.root = root / part.folder
+        self.root = f"{root}/{part.folder}" if part.folder else root
         self.paths = columns.keys if paths is None else paths
 
     def file(self, index: int) -> str:
@@ -112,7 +112,12 @@ class IndexedFiles(Indexed):
         return f"{self.root}/{below}"
 
     def encoded(self, index: int) -> bytes:
-        with open(self.file(index), "rb") as file:
+        place = self.file(index)
+        if is_url(place):
+            from vitkit.data.remote import read_whole
+
+            return read_whole(place)
+        with open(place, "rb") as file:
             return file.read()
 
     def name(self, index: int) -> str:

@@ -9,22 +9,20 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vitkit.data import remote
-from vitkit.data.caching import cache_folder, held, locked, unused
+from vitkit.data.cache import cache_folder, cache_limit
 from vitkit.data.checks import DataError, digest
+from vitkit.data.locks import held, locked, unused
 from vitkit.data.shards import OpenFiles, Shard, without_secrets
-from vitkit.errors import UsageError
 from vitkit.files import sync
 
-MOST_BYTES = 100 * 10**9
 WHOLE_TRIES = 3  # of a file whose hash is wrong
 SINGLE_READS = 4  # of a shard, from afar, before it is worth fetching
 FETCHERS = 2  # threads that fetch ahead
@@ -46,6 +44,7 @@ reads: dict[str, int] = {}
 wanted: queue.Queue[Shard] = queue.Queue()
 waiting: set[str] = set()
 fetchers: list[threading.Thread] = []
+KEPT: list[Any] = []  # files that must not be removed while this process runs
 LOCK = threading.Lock()
 
 
@@ -58,18 +57,6 @@ def cached_path(shard: Shard) -> Path:
     url = without_secrets(shard.place)
     entry = digest([url, str(shard.size), shard.version, shard.sha256])[:32]
     return files_folder() / entry / (url.rpartition("/")[2] or "file")
-
-
-def most_bytes() -> int:
-    """VITKIT_CACHE_GB, or 100 GB or half of what the disk has for the cache, if that is less."""
-    words = os.environ.get("VITKIT_CACHE_GB")
-    if words:
-        try:
-            return int(float(words) * 1e9)
-        except (ValueError, OverflowError):
-            raise UsageError(f"VITKIT_CACHE_GB is {words!r}; expected a number, as 50") from None
-    kept = sum(size for _, size, _ in entries())
-    return min(MOST_BYTES, (shutil.disk_usage(files_folder()).free + kept) // 2)
 
 
 def entries() -> list[tuple[float, int, Path]]:
@@ -126,8 +113,16 @@ def on_disk(shard: Shard) -> Iterator[Path]:
             break
     raise DataError(
         f"{without_secrets(shard.place)}: {shard.size:,} bytes do not fit into the cache of "
-        f"{most_bytes():,}; raise VITKIT_CACHE_GB"
+        f"{cache_limit():,}; raise VITKIT_CACHE_GB"
     )
+
+
+def kept_on_disk(shard: Shard) -> Path:
+    """The path of the whole file, which stays as long as this process. DataError."""
+    block = on_disk(shard)
+    path = block.__enter__()
+    KEPT.append(block)
+    return path
 
 
 def fetch(shard: Shard, path: Path) -> bool:
@@ -165,7 +160,7 @@ def reserved(shard: Shard, path: Path) -> IO[bytes] | None:
 
 def make_room(size: int) -> bool:
     """Remove what was not used for the longest time until so many bytes fit; whether they do."""
-    most, found = most_bytes(), entries()
+    most, found = cache_limit(), entries()
     total = sum(size for _, size, _ in found)
     if size > most:
         return False
@@ -198,8 +193,8 @@ def download(shard: Shard, file: IO[bytes]) -> None:
         if shard.sha256 in ("", found):
             return
     raise DataError(
-        f"{without_secrets(shard.place)}: came {WHOLE_TRIES} times with the SHA-256 {found[:12]}... "
-        f"rather than {shard.sha256[:12]}...; it was changed or damaged: upload it again, or its "
+        f"{without_secrets(shard.place)}: came {WHOLE_TRIES} times with the SHA-256 {found[:12]} "
+        f"rather than {shard.sha256[:12]}; it was changed or damaged: upload it again, or its "
         "list of hashes"
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vitkit.data.caching import cache_folder, locked
+from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest, some
 from vitkit.data.folders import SPLITS
 from vitkit.data.index import (
@@ -31,6 +31,7 @@ from vitkit.data.index import (
     shards_info,
     write_columns,
 )
+from vitkit.data.locks import locked
 from vitkit.data.shards import FILES, Shard, Shards, ends_of, is_url, local_shard, without_secrets
 from vitkit.data.source import Splits, label_bytes
 from vitkit.data.tar_members import Problems

@@ -1,8 +1,7 @@
-"""Where vitkit keeps what it could make or fetch again."""
+"""Files that processes share: one writes, others read, none removes what is in use."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +10,6 @@ try:
     import fcntl
 except ImportError:  # Windows: processes may do the same work twice, but break nothing
     fcntl = None
-
-
-def cache_folder() -> Path:
-    """VITKIT_CACHE, or `vitkit` in XDG_CACHE_HOME or ~/.cache; made if it is not there."""
-    named = os.environ.get("VITKIT_CACHE")
-    if not named:
-        named = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vitkit")
-    folder = Path(named).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @contextmanager
