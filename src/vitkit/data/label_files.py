@@ -124,7 +124,9 @@ def text_table(text: str) -> tuple[list[str], list[Sequence[Any]]]:
         ]
     else:
         rows: list[Any] = [line.rsplit(None, 1) for line in text.splitlines() if line.strip()]
-    if not rows or any(has_image_suffix(cell.strip()) for cell in rows[0]):
+    if not rows:
+        return [], []
+    if any(has_image_suffix(cell.strip()) for cell in rows[0]):
         place = next((n for n, cell in enumerate(rows[0]) if has_image_suffix(cell.strip())), 0)
         return ["image", "label"], [row[place : place + 2] for row in rows]
     return rows[0], rows[1:]
@@ -188,7 +190,7 @@ def table_rows(file: Path, header: Sequence[str], rows: list[Sequence[Any]]) -> 
         several = any(len(cell) != 1 for cell in labels)
         labels = labels if several else [cell[0] for cell in labels]
     else:
-        labels, several = cells([row[label] for row in rows], file)  # pyright: ignore
+        labels, several = cells([row[label or 0] for row in rows], file)
     return Rows(file, images, labels, splits=splits, several=several)
 
 
@@ -206,7 +208,7 @@ def is_one(cell: Any) -> bool:
 def cells(values: list[Any], file: Path) -> tuple[list[Any], bool]:
     """(labels, whether they are lists): a cell may be a list, a JSON list or "cat|dog"."""
     values = [
-        json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+        listed(value, file) if isinstance(value, str) and value.lstrip().startswith("[") else value
         for value in values
     ]
     several = any(isinstance(value, list) for value in values) or any(
@@ -217,6 +219,17 @@ def cells(values: list[Any], file: Path) -> tuple[list[Any], bool]:
     if not several:
         return [label_text(value) for value in values], False
     return [label_list(value) for value in values], True
+
+
+def listed(cell: str, file: Path) -> list[Any]:
+    """A JSON list in a cell, or one between single quotes as pandas writes it."""
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        cell = cell.strip()
+        if not cell.endswith("]"):
+            raise DataError(f"{file}: found the label {cell[:40]!r}; expected a list") from None
+        return next(csv.reader([cell[1:-1]], quotechar="'", skipinitialspace=True), [])
 
 
 def label_text(value: Any) -> str:
