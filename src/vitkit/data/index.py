@@ -494,7 +494,14 @@ def opened_parts(
         paths = Texts(path, "paths", columns.samples) if info["paths"] else None
         return [IndexedFiles(columns, part, root, paths) for part in parts]
     if info["kind"] == "tar":
-        shards = Shards(places if places is not None else read_shards(path, info, beside))
+        shards = Shards(
+            read_shards(path, info, beside)
+            if places is None
+            else [
+                replace(place, ends=str(entry["ends"]))
+                for place, entry in zip(places, info["shards"], strict=True)
+            ]
+        )
         for part in parts:
             lengths = part.shard_lengths
             if len(lengths) != len(shards.all) or min(lengths) < 0 or sum(lengths) != part.samples:

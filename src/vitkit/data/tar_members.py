@@ -87,7 +87,8 @@ def members(path: Path, title: str, problems: Problems) -> Iterator[Member]:
                 guarded.more()
                 if info.size < 0 or info.offset_data < end + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError(f"a size of {info.size}")
-                end = info.offset_data + (info.size if info.isreg() else 0)
+                plain = info.isreg() and not info.issparse()
+                end = info.offset_data + (info.size if plain else 0)
                 if end > length:
                     raise tarfile.ReadError("it ends within a file; was it copied whole?")
                 member = checked(info, title, problems)

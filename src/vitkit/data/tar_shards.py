@@ -10,7 +10,6 @@ import glob
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,6 @@ from vitkit.data.index import (
     SPLIT_NAMES,
     Content,
     Rows,
-    is_index,
     open_index,
     read_info,
     shards_info,
@@ -48,6 +46,7 @@ from vitkit.errors import UsageError
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 NAME_FILES = ("classes.txt", "class_names.json")
 MOST_SHARDS = 1_000_000
+VERSION = 1  # of what is read from tars; another makes all indexes again
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 FIX = (
     "expected plain files, each image with a label (0001.jpg and 0001.cls) and a name of its own; "
@@ -90,18 +89,19 @@ def open_tars(words: Sequence[str | Path]) -> Splits:
     folder = cache_folder() / "indexes"
     path = folder / f"{where}.index"
     with locked(folder / f"{where}.lock"):
-        if not is_index(path) or read_info(path).get("made_of") != made_of:
-            shards = make_index(path, title, shards, splits, names, made_of)
-        try:
-            opened = open_index(path, in_order(shards, splits))
-        except DataError:  # a damaged one can be made again
-            shutil.rmtree(path)
-            shards = make_index(path, title, shards, splits, names, made_of)
+        opened = fitting(path, made_of, in_order(shards, splits))
+        if opened is None:
+            make_index(path, title, shards, splits, names, made_of)
             opened = open_index(path, in_order(shards, splits))
     return replace(opened, name=title)
 
 
-VERSION = 1  # of what is read from tars; another makes all indexes again
+def fitting(path: Path, made_of: str, shards: Sequence[Shard]) -> Splits | None:
+    """What an index says of these shards; None where it is stale, damaged or not there."""
+    try:
+        return open_index(path, shards) if read_info(path).get("made_of") == made_of else None
+    except DataError:
+        return None
 
 
 def named_places(words: Iterable[str | Path]) -> list[str]:
@@ -252,8 +252,8 @@ def make_index(
     splits: Sequence[str],
     names: list[str] | None,
     made_of: str,
-) -> list[Shard]:
-    """Read the headers of all shards and write the index; gives the shards with their ends."""
+) -> None:
+    """Read the headers of all shards and write the index."""
     problems, values = Problems(), Values()
     read = Shards(shards)
     titles = [read.title(number) for number in range(len(shards))]
@@ -272,7 +272,6 @@ def make_index(
         raise DataError(f"{title}: found no images in {len(shards)} shards; {FIX}")
     class_names, labels = classes_of(found, values, names, title)
     write_tar_index(path, title, looked_at, splits, found, class_names, labels, made_of)
-    return looked_at
 
 
 def write_tar_index(
