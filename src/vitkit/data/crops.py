@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
+from torch.nn import functional as F
 
 from vitkit.data.draws import Purpose, uniforms_at
 
@@ -64,16 +65,19 @@ class RandomCrop:
     def mirrored(self, draws: np.ndarray) -> np.ndarray:
         return (draws[:, -1] < 0.5) & self.flip
 
-    def crop(self, image: Tensor, draws: np.ndarray) -> Tensor:
-        """uint8 (3, H, W) and draws (DRAWS,) -> uint8 (3, *image_size)."""
-        draws = draws[None]
-        size = np.array([image.shape[-2:]])
-        box = inception_boxes(draws, size, self.crop_area)[0].tolist()
-        image = TF.crop(image, *box)
-        if self.image_size == (1, 1):
-            image = image.float()  # torch 2.14 cannot resize contiguous uint8 to a single pixel
-        image = TF.resize(image, list(self.image_size), antialias=False).round().to(torch.uint8)
-        return image.flip(-1) if self.mirrored(draws)[0] else image
+    def crop(self, images: Sequence[Tensor], draws: np.ndarray) -> list[Tensor]:
+        """Images uint8 (3, H, W) of any sizes and draws (B, DRAWS) -> uint8 (3, *image_size)."""
+        sizes = np.array([image.shape[1:] for image in images])
+        boxes = inception_boxes(draws, sizes, self.crop_area).tolist()
+        cut = [
+            image[:, top : top + height, left : left + width]
+            for image, (top, left, height, width) in zip(images, boxes, strict=True)
+        ]
+        results = [resized(image, self.image_size) for image in cut]
+        return [
+            image.flip(-1) if mirrored else image
+            for image, mirrored in zip(results, self.mirrored(draws).tolist(), strict=True)
+        ]
 
     def crop_batch(self, images: Tensor, draws: np.ndarray) -> Tensor:
         """The same for uint8 (B, 3, H, W) of one size on any device, with draws (B, DRAWS).
@@ -91,6 +95,16 @@ class RandomCrop:
         places = places.to(images.device, non_blocking=True)
         rows, columns = places.split(list(self.image_size), dim=1)
         return interpolated(images, rows, columns)
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (3, H, W) -> uint8 (3, *size), bilinear with half-pixel centres, not antialiased."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    # torch 2.14 cannot resize contiguous uint8 to a single pixel.
+    pixels = image.float() if size == (1, 1) else image
+    pixels = F.interpolate(pixels[None], size, mode="bilinear")[0]
+    return pixels.round().to(torch.uint8)
 
 
 def sampling(start: np.ndarray, length: np.ndarray, new: int) -> np.ndarray:

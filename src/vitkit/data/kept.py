@@ -140,7 +140,7 @@ class KeptOnDisk:
             return None
         pixels = pixels[offset : offset + length]
         if not self.known[index]:
-            if zlib.crc32(pixels.data) != checksum:
+            if zlib.crc32(pixels) != checksum:  # pyright: ignore[reportArgumentType]
                 return None  # a machine lost its power, or the disk a bit
             self.known[index] = True
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
@@ -170,7 +170,7 @@ class KeptOnDisk:
             self.full = True
             return
         height, width = pixels.shape[:2]
-        self.where[index, 1:] = offset, height << 32 | width, zlib.crc32(pixels.data)
+        self.where[index, 1:] = offset, height << 32 | width, zlib.crc32(pixels)
         self.where[index, 0] = self.number
         self.known[index] = True
 

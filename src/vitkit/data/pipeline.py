@@ -6,10 +6,9 @@ go on from any position, and the number of loader threads changes nothing.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +31,8 @@ import grain  # noqa: E402  (after the line that quiets it)
 PREFETCHED_BATCHES = 2  # grain's default of 500 images or more costs gigabytes at 224 pixels
 ENDLESS = 10**9  # batches
 ATTEMPTS = 20  # replacements tried for one bad image
+CROPPED_AT_ONCE = 8  # whole images that a thread holds; their crops are then drawn together
+DECODED_AT_ONCE = 64  # whole images that a GPU decodes in one call
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ class TrainingStream:
             raise DataError(f"{ATTEMPTS} images in a row cannot be used; check the data")
         return found[0]
 
+    def attempts(self, index: int, place: int) -> Iterator[int]:
+        yield index
+        yield from self.replacements(place)
+
     def replacements(self, place: int) -> list[int]:
         """The images that take the place of a bad one, the first that is good."""
         drawn = uniforms(self.seed, Purpose.REPLACEMENT, place, 1, ATTEMPTS)[0]
@@ -160,16 +165,16 @@ class TrainingStream:
             loaded.close()  # pyright: ignore[reportAttributeAccessIssue]
 
     def load(
-        self, index: int, place: int, draws: np.ndarray, decoded: Tensor | Exception | None = None
+        self, index: int, place: int, decoded: Tensor | Exception | None = None
     ) -> tuple[Tensor, int | np.ndarray]:
-        """A cropped image and its target, or those of a replacement; `decoded` is the image, or
-        what is wrong with it, where that is known."""
-        for attempt in itertools.chain([index], self.replacements(place)):
+        """An image and its target, or those of a replacement; `decoded` is the image, or what is
+        wrong with it, where that is known."""
+        for attempt in self.attempts(index, place):
             try:
                 if isinstance(decoded, Exception):
                     raise decoded
                 image = self.image(attempt) if decoded is None else decoded
-                return self.crop.crop(image, draws), self.source.target(attempt)
+                return image, self.source.target(attempt)
             except (ImageError, OSError) as error:
                 self.bad.add(self.source.name(attempt), str(error))
                 decoded = None
@@ -194,11 +199,20 @@ class Building:
 
     def load(self, part: int, parts: int) -> None:
         rows = range(part, len(self.places), parts)
+        size = DECODED_AT_ONCE if decodes_many(self.stream.device) else CROPPED_AT_ONCE
+        for begin in range(0, len(rows), size):
+            self.load_some(rows[begin : begin + size])
+
+    def load_some(self, rows: range) -> None:
         by_gpu = self.by_gpu(rows) if decodes_many(self.stream.device) else {}
+        images = []
         for row in rows:
             index, place = int(self.indices[row]), int(self.places[row])
-            image, label = self.stream.load(index, place, self.draws[row], by_gpu.get(row))
-            self.images[row], self.labels[row] = image, label
+            image, self.labels[row] = self.stream.load(index, place, by_gpu.get(row))
+            images.append(image)
+        draws = self.draws[rows.start : rows.stop : rows.step]
+        for row, image in zip(rows, self.stream.crop.crop(images, draws), strict=True):
+            self.images[row] = image
 
     def by_gpu(self, rows: range) -> dict[int, Tensor | Exception]:
         """Images decoded on the device, those of a source that keeps files."""

@@ -58,7 +58,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line for people; a run does not end because nobody can read it."""
         with suppress(OSError):
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """A line for programs: step, kind ("train", "evaluation", ...) and the values."""
@@ -111,7 +111,7 @@ class RunLog:
         left = elapsed / max(1, step - self.first) * (self.steps - step)
         text = (
             f"loss {loss:.3f}  {images_per_second:,.0f} images/s  ETA {clock(left)}  "
-            f"memory {memory_used() / 2**30:.1f} GiB  {bound_by(data_share)}"
+            f"{memory_used() / 2**30:.1f} GiB  {bound_by(data_share)}"
         )
         with suppress(OSError):
             self.bar.update(self.task, completed=step, description=text)
@@ -125,7 +125,7 @@ class RunLog:
 def bound_by(data_share: float) -> str:
     """What a run spends its time on, of the two the larger: waiting for images, or computing."""
     kind, share = ("data", data_share) if data_share > 0.5 else ("compute", 1 - data_share)
-    return f"{kind}-bound ({share:.0%})"
+    return f"{kind}-bound {share:.0%}"
 
 
 def step_of(line: bytes) -> float:
