@@ -190,7 +190,8 @@ def table_rows(file: Path, header: Sequence[str], rows: list[Sequence[Any]]) -> 
         several = any(len(cell) != 1 for cell in labels)
         labels = labels if several else [cell[0] for cell in labels]
     else:
-        labels, several = cells([row[label or 0] for row in rows], file)
+        assert label is not None
+        labels, several = cells([row[label] for row in rows], file)
     return Rows(file, images, labels, splits=splits, several=several)
 
 

@@ -150,8 +150,6 @@ def open_one(word: str | Path) -> Splits:
     path = existing(word)
     if is_index(path):
         return open_index(path)
-    if path.is_dir() and (tars := tar_files(path)):
-        return open_tars(tars)
     if path.is_file() and path.name.lower().endswith(LIST_SUFFIXES):
         return open_list(path)
     if path.is_file():
@@ -161,9 +159,12 @@ def open_one(word: str | Path) -> Splits:
                 f"of images and labels ({', '.join(LIST_SUFFIXES)})"
             )
         return open_parquet([path])
-    path = looked_through(path)
-    splits = open_published(path) or open_folder(path)
-    return replace(splits, name=str(word))
+    inner = looked_through(path)
+    splits = open_published(inner)
+    # Archives that were unpacked where they lie are no shards.
+    if splits is None and (tars := tar_files(path)) and not has_class_folders(path):
+        return open_tars(tars)
+    return replace(splits or open_folder(inner), name=str(word))
 
 
 def open_parquet(files: Sequence[Path]) -> Splits:
