@@ -10,7 +10,7 @@ import numpy as np
 
 from vitkit.data.checks import DataError
 from vitkit.data.draws import Purpose, uniforms_at
-from vitkit.data.order import mixed, shuffled
+from vitkit.data.order import mixed, shards_around, shuffled, windowed
 from vitkit.data.source import Source
 
 MIXTURE = 10_000  # places, among which every source of a mixture has its exact share
