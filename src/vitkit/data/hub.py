@@ -13,7 +13,7 @@ from vitkit.data.parquet import TableSource
 from vitkit.data.source import Source, Splits
 from vitkit.errors import UsageError
 
-WORD = re.compile(r"hf:([\w.-]+/[\w.-]+|[\w.-]+)(?:@([\w./-]+))?(?::([\w.-]+))?")
+WORD = re.compile(r"hf:(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?(?::([\w.-]+))?")
 
 
 def open_hub(word: str) -> Splits:
