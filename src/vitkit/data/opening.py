@@ -96,8 +96,8 @@ def open_data(data: str | Path | Splits | Source | Sequence[str | Path]) -> Spli
     words = [data] if isinstance(data, str | Path) else list(data)
     if not words:
         raise DataError("no data given; expected a folder, parquet files or 'digits'")
-    if all(is_parquet(word) and not is_url(word) for word in words):
-        return open_parquet([existing(word) for word in words])
+    if all(is_parquet(word) for word in words):
+        return open_parquet([on_disk(word) for word in words])
     if all(is_tar(word) for word in words):
         return open_tars(words)
     opened = [open_one(word) for word in words]
@@ -175,6 +175,15 @@ def open_parquet(files: Sequence[Path]) -> Splits:
             stacklevel=2,
         )
     return Splits(str(files[0]), parquet_source(files, short_names([str(file) for file in files])))
+
+
+def on_disk(word: str | Path) -> Path:
+    """A file that is there, or was fetched from its URL."""
+    if not is_url(word):
+        return existing(word)
+    from vitkit.data.remote_data import fetched
+
+    return fetched(str(word))
 
 
 def open_url(url: str) -> Splits:
