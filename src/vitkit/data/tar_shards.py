@@ -78,7 +78,7 @@ def open_tars(words: Sequence[str | Path]) -> Splits:
     Files that begin with train, val or test, or lie in folders of these names, are splits.
     """
     places = named_places(words)
-    title = str(words[0])
+    title = without_secrets(str(words[0]))
     shards = found_shards(places, title)
     splits = [split_of(shard.place) for shard in shards]
     names = class_names_beside(shards)
