@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from vitkit.data.checks import DataError
 from vitkit.data.decode import ImageError
+from vitkit.data.image_files import Names
 from vitkit.data.opening import digits, held_out, image_side, open_data, require_classes
 from vitkit.data.source import (
     ArraySource,
@@ -213,6 +215,97 @@ def test_a_folder_beside_the_splits_is_no_class(tmp_path):
     assert splits.val is not None
 
 
+@pytest.mark.parametrize("within", ["photos", "a/b/c", "images"])
+def test_folders_that_hold_nothing_but_another_are_looked_through(tmp_path, within):
+    write_images(tmp_path / within, "cat/1.png", "dog/1.png", "emu/x/1.png")
+    (tmp_path / "README.md").write_text("hello")
+    write_images(tmp_path, "__MACOSX/photos/._1.png", ".cache/1.png")
+    splits = open_data(tmp_path)
+    assert splits.name == str(tmp_path)
+    assert splits.train.class_names == ["cat", "dog", "emu"]
+    assert splits.train.key(0) == "cat/1.png"
+
+
+def test_a_folder_without_images_beside_is_looked_past(tmp_path):
+    write_images(tmp_path, "images/a/1.png", "images/b/1.png")
+    (tmp_path / "annotations" / "xml").mkdir(parents=True)
+    assert open_data(tmp_path).train.class_names == ["a", "b"]
+
+
+def test_splits_may_lie_in_a_folder_too(tmp_path):
+    write_images(tmp_path, "d/train/a/1.png", "d/train/b/1.png", "d/val/a/1.png", "d/val/b/1.png")
+    splits = open_data(tmp_path)
+    assert splits.val is not None
+    assert (splits.train.key(1), splits.val.key(1)) == ("train/b/1.png", "val/b/1.png")
+
+
+def test_links_in_a_circle_do_not_matter(tmp_path):
+    write_images(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert len(open_data(tmp_path).train) == 2
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "c").symlink_to(tmp_path / "c")
+    with pytest.raises(DataError, match="expected class folders"):
+        open_data(tmp_path / "c")
+
+
+def test_class_folders_and_images_may_be_links(tmp_path):
+    write_images(tmp_path / "all", "a/1.png", "b/1.png")
+    (tmp_path / "some" / "b").mkdir(parents=True)
+    (tmp_path / "some" / "a").symlink_to(tmp_path / "all" / "a")
+    (tmp_path / "some" / "b" / "1.png").symlink_to(tmp_path / "all" / "b" / "1.png")
+    assert len(open_data(tmp_path / "some").train) == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training_set", "test_set"), ("seg_train/seg_train", "seg_val/seg_val"),
+        ("train/images", "val/images"), ("train-images", "validation-images"),
+    ],
+)  # fmt: skip
+def test_folders_of_splits_have_longer_names_too(tmp_path, train, val):
+    write_images(
+        tmp_path, f"{train}/a/1.png", f"{train}/b/1.png", f"{val}/a/1.png", f"{val}/b/1.png"
+    )
+    splits = open_data(tmp_path)
+    second = splits.val or splits.test
+    assert second is not None
+    assert splits.train.class_names == second.class_names == ["a", "b"]
+    assert (len(splits.train), len(second)) == (2, 2)
+
+
+def test_classes_may_have_words_for_splits_in_their_names(tmp_path):
+    write_images(tmp_path, "bullet train/1.png", "test tube/1.png", "cat/1.png")
+    assert open_data(tmp_path).train.class_names == ["bullet train", "cat", "test tube"]
+
+
+def test_keys_of_all_splits_differ_and_are_the_paths_in_the_data(tmp_path):
+    write_images(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png")
+    splits = open_data(tmp_path)
+    assert splits.val is not None
+    keys = [part.key(n) for part in (splits.train, splits.val) for n in range(2)]
+    assert keys == ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
+    assert splits.val.file(0) == str(tmp_path / "val/a/1.png")
+
+
+def test_names_need_not_be_utf_8(tmp_path):
+    write_images(tmp_path, "größe/1.png", "b/1.png")
+    os.rename(tmp_path / "b/1.png", os.fsencode(tmp_path / "b") + b"/\xff.png")
+    source = open_data(tmp_path).train
+    assert [value_of(source, n) for n in range(2)] == [2, 1]
+    assert source.key(1) == "größe/1.png"
+
+
+def test_names_are_a_list_of_texts():
+    texts = ["a/1.jpg", "", "ö\udcff", "b"]
+    names = Names(iter(texts))
+    assert list(names) == texts
+    assert (names[-1], names[1:3], len(names)) == ("b", ["", "ö\udcff"], 4)
+    with pytest.raises(IndexError):
+        names[4]
+
+
 # Parquet
 
 
@@ -370,6 +463,33 @@ def test_other_words_for_the_validation_files_are_understood(tmp_path, name):
     assert (len(splits.train), len(splits.val)) == (2, 1)
 
 
+def test_missing_files_of_a_numbered_set_are_counted_and_named(tmp_path):
+    for number in (0, 1, 4):
+        file = tmp_path / f"train-{number:05}-of-00005.parquet"
+        write_parquet(file, image=hf_images([1, 2]), label=[0, 1])
+    missing = r"2 files of a numbered set .*: train-00002-of-00005\.parquet, train-00003-of-00005"
+    with pytest.raises(DataError, match=missing):
+        open_data(tmp_path)
+    with pytest.warns(UserWarning, match="2 files of a numbered set are not among those given"):
+        assert len(open_data(sorted(tmp_path.iterdir())).train) == 6
+    assert len(open_data(tmp_path / "train-00001-of-00005.parquet").train) == 2
+
+
+def test_keys_of_rows_say_the_file_and_the_row_in_it(tmp_path):
+    for name in ("x/0", "x/1", "y/0"):
+        write_parquet(tmp_path / f"{name}.parquet", image=hf_images([1, 2]), label=[0, 1])
+
+    def keys(*names: str) -> list[str]:
+        source = open_data([tmp_path / name for name in names]).train
+        return [source.key(n) for n in range(len(source))]
+
+    assert keys("x/1.parquet") == ["1.parquet:0", "1.parquet:1"]
+    assert keys("x") == ["0.parquet:0", "0.parquet:1", "1.parquet:0", "1.parquet:1"]
+    assert keys("x/0.parquet", "y/0.parquet")[::2] == ["x/0.parquet:0", "y/0.parquet:0"]
+    assert keys("x/0.parquet", "x/0.parquet")[::2] == ["0.parquet:0", "0.parquet (2):0"]
+    assert keys("x", "y")[::2] == ["x/0.parquet:0", "x/1.parquet:0", "y/0.parquet:0"]
+
+
 def test_parquet_files_with_other_names_are_all_to_train_on(tmp_path):
     for name in ("part-0", "part-1"):
         write_parquet(tmp_path / f"{name}.parquet", image=hf_images([1, 2]), label=[0, 1])
@@ -521,6 +641,19 @@ def test_concatenated_images_are_mirrored_only_if_all_parts_allow_it():
     assert not Concatenated([plain, written]).flip_keeps_class
 
 
+def test_keys_of_several_data_begin_with_what_tells_them_apart(tmp_path):
+    for name in ("1/cats", "2/cats", "2/dogs"):
+        write_images(tmp_path / name, "a/1.png", "b/1.png")
+
+    def keys(*words: str) -> list[str]:
+        source = open_data([tmp_path / word for word in words]).train
+        return [source.key(n) for n in range(0, len(source), 2)]
+
+    assert keys("2/cats", "2/dogs") == ["cats/a/1.png", "dogs/a/1.png"]
+    assert keys("1/cats", "2/cats") == ["1/cats/a/1.png", "2/cats/a/1.png"]
+    assert keys("1/cats", "1/cats") == ["cats/a/1.png", "cats (2)/a/1.png"]
+
+
 def test_sources_with_other_classes_cannot_be_joined_and_both_are_named():
     with pytest.raises(DataError, match=r"memory 0 \(class 0, class 1, class 2\).*\(class 0, cl"):
         Concatenated([in_memory([0, 1]), in_memory([0, 1, 2])])
@@ -613,6 +746,59 @@ def test_class_folders_without_images_are_an_error(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with pytest.raises(DataError, match=r"found a/, b/; expected class folders with images"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "fix"),
+    [
+        ([], "put images into class folders: ROOT/cat/1.jpg"),
+        (["1.png", "2.png"], "mkdir -p ROOT/cat && mv ROOT/1.png ROOT/cat/; or write a labels.csv"),
+        (["cat.1.png", "cat.2.png", "dog.1.png", "dog.2.png"],
+         "cd ROOT && for c in cat dog; do mkdir -p $c && mv $c[._-]* $c/; done"),
+        (["train/1.png", "val/2.png"], "mkdir -p ROOT/train/cat && mv ROOT/train/1.png"),
+        (["photos.zip"], "unpack the archive: unzip ROOT/photos.zip -d ROOT"),
+        (["a.7z", "b.7z"], "unpack each of the archives: 7z x ROOT/a.7z"),
+        (["cat/1.mp4", "dog/1.mp4"], "ffmpeg -i ROOT/cat/1.mp4 -vf fps=1 frames/cat/%06d.jpg"),
+        (["cat/1.heic", "dog/1.heic"], "2 files are .heic, which is not read; convert them"),
+        (["small/x.parquet", "large/x.parquet"], "give one of its folders as DATA: ROOT/large"),
+        (["notes.txt"], "give the folder that holds the images, or put them into ROOT/cat"),
+    ],
+)  # fmt: skip
+def test_a_wrong_layout_is_shown_beside_the_right_ones_with_one_way_there(tmp_path, files, fix):
+    write_images(tmp_path, *files)
+    with pytest.raises(DataError) as error:
+        open_data(tmp_path)
+    lines = str(error.value).splitlines()
+    assert "expected class folders" in lines[0]
+    assert lines[1] == "found:"
+    assert "expected one of:" in lines
+    assert lines[-1].startswith("fix: ")
+    assert fix.replace("ROOT", str(tmp_path)) in lines[-1]
+    assert len(lines) < 20
+
+
+def test_a_tree_of_many_folders_is_shown_in_few_lines(tmp_path):
+    write_images(tmp_path, *(f"{n:02}/{m}.txt" for n in range(30) for m in range(3)))
+    with pytest.raises(DataError) as error:
+        open_data(tmp_path)
+    lines = str(error.value).splitlines()
+    assert "    00/ (0.txt and 2 more .txt)" in lines
+    assert "    and 25 more folders" in lines
+    assert len(lines) < 20
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    write_images(tmp_path, "a/1.png", "b/1.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"/b: the folder cannot be read: Permission denied"):
         open_data(tmp_path)
 
 

@@ -74,6 +74,24 @@ def test_cifar_10_is_read_from_its_pickles(tmp_path, protocol):
     assert (splits.train.key(4), splits.test.key(0)) == ("train/4", "test/0")
 
 
+def test_pickles_of_python_2_are_read(tmp_path):
+    """Its texts are bytes, and so are the pixels: as the published files are."""
+    folder, batch = cifar10(tmp_path), pixels(7, 2)
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x08cnumpy\nndarray\nq\x09K\x00\x85U\x01b\x87Rq\x0a"
+        b"(K\x01K\x02M\x00\x0c\x86cnumpy\ndtype\nq\x0bU\x02u1K\x00K\x01\x87Rq\x0c"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"T" + len(batch.tobytes()).to_bytes(4, "little") + batch.tobytes() + b"q\x0dtb"
+    )
+    content = b"\x80\x02}q\x01(U\x04dataq\x02" + array + b"U\x06labels]q\x03(K\x03K\x04eu."
+    assert set(pickle.loads(content, encoding="bytes")) == {b"data", b"labels"}
+    (folder / "test_batch").write_bytes(content)
+    test = open_data(folder).test
+    assert test is not None
+    assert test.labels.tolist() == [3, 4]
+    np.testing.assert_array_equal(test.image(1), batch[1].reshape(3, 32, 32))
+
+
 def test_the_folder_that_torchvision_was_given_is_data_too(tmp_path):
     cifar10(tmp_path / "data" / "downloads")
     (tmp_path / "data" / "downloads" / "cifar-10-python.tar.gz").write_bytes(b"")

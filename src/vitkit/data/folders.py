@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from vitkit.data.checks import DataError, some
@@ -151,18 +151,43 @@ def split_folders(root: Path) -> dict[str, str]:
     COCO's and Pascal's classes have a "train" among them. It is a class where images lie right in
     it and beside it is a folder of images that is no split.
     """
+    names = subfolders(root)
     splits: dict[str, str] = {}
-    others = []
-    for name in subfolders(root):
+    for name in names:
         split = SPLITS.get(name.lower())
-        if split is None:
-            others.append(name)
-        else:
+        if split is not None:
             splits.setdefault(split, name)
+    if "train" not in splits and (longer := longer_splits(root, names)):
+        return longer
+    others = [name for name in names if name.lower() not in SPLITS]
     train = splits.get("train")
     if train is None or has_images(root / train):
         return {} if any(holds_images(root / name) for name in others) else splits
     return splits
+
+
+def longer_splits(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Splits by a word of their folders' names, training_set and test_set, say; {} without a
+    train and another: "bullet train" and "test tube" may be classes."""
+    splits: dict[str, str] = {}
+    for name in names:
+        found = {SPLITS[word] for word in re.split(r"[-_. ]", name.lower()) if word in SPLITS}
+        if len(found) == 1:
+            splits.setdefault(found.pop(), name)
+    if len(splits) < 2 or "train" not in splits:
+        return {}
+    return {} if any(has_images(root / name) for name in splits.values()) else splits
+
+
+def inner_folder(root: Path, name: str, wrappers: Collection[str]) -> str:
+    """The path of a split's folder in root, or of the one in it where that is all it holds and is
+    called the same or by one of these names."""
+    inner = subfolders(root / name)
+    if len(inner) == 1 and inner[0].lower() in (name.lower(), *wrappers):
+        path = f"{name}/{inner[0]}"
+        if not has_images(root / path) and has_class_folders(root / path):
+            return path
+    return name
 
 
 def split_named(file: str) -> str | None:

@@ -96,7 +96,7 @@ class FolderSource(FileSource):
 
         found = Names(names())
         if not found:
-            raise wrong_layout(folder)
+            raise wrong_layout(folder, is_split=bool(below))
         # An empty folder is still a class: train/ and val/ must agree on the numbers.
         labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
         super().__init__(root, found, labels, classes)

@@ -19,25 +19,31 @@ MOST_LINES = 8  # of a tree
 LOOKED_AT = 1000  # entries of one folder
 
 
-def wrong_layout(folder: Path) -> DataError:
-    """The error for a folder without images that have labels.
+def wrong_layout(folder: Path, is_split: bool = False) -> DataError:
+    """The error for a folder, or for one of its split folders, without images that have labels.
 
     Its first line is the whole error in short; then come the tree found, the trees that can be
     read, and the fix.
     """
     entries = listed(folder)
     title = folder.name or str(folder)
+    whole = [
+        f"{title}/train/cat/1.jpg, {title}/val/cat/3.jpg",
+        f"{title}/train.parquet with the columns image and label",
+        f"{title}/train-000.tar with 1.jpg and 1.cls",
+    ]
+    expected = [
+        f"{title}/cat/1.jpg, {title}/dog/2.jpg",
+        f"{title}/labels.csv with the columns file_name and label, beside the images",
+        *([] if is_split else whole),
+    ]
     lines = [
         f"{folder}: found {some(entries) or 'an empty folder'}; expected class folders with images "
-        f"in them ({title}/cat/1.jpg), train/ and val/ of such folders, a file of labels, or "
-        "parquet files",
+        f"in them, as {title}/cat/1.jpg, or images that a list gives labels to",
         "found:",
         *(f"  {line}" for line in tree(folder)),
         "expected one of:",
-        f"  {title}/cat/1.jpg, {title}/dog/2.jpg",
-        f"  {title}/train/cat/1.jpg, {title}/val/cat/3.jpg",
-        f"  {title}/labels.csv with the columns file_name,label, and {title}/images/1.jpg",
-        f"  {title}/train.parquet with the columns image, label",
+        *(f"  {line}" for line in expected),
         f"fix: {fix(folder, entries)}",
     ]
     return DataError("\n".join(lines))
@@ -141,5 +147,5 @@ def sorting(folder: Path, images: Sequence[str]) -> str:
     return (
         "move the images of each class into a folder of its name: "
         f"mkdir -p {place} && mv {first} {place}/; or write a labels.csv with the columns "
-        "file_name,label"
+        "file_name and label"
     )

@@ -18,6 +18,7 @@ from vitkit.data.folders import (
     has_class_folders,
     has_images,
     holds_images,
+    inner_folder,
     is_parquet,
     scanned,
     split_folders,
@@ -240,7 +241,7 @@ def folder_source(root: Path, name: str) -> Source:
     files = table_files(root / name)
     if files:
         return table_source(root, [f"{name}/{file}" for file in files])
-    return FolderSource(root, name)
+    return FolderSource(root, inner_folder(root, name, IMAGE_FOLDERS))
 
 
 def table_source(root: Path, names: Sequence[str]) -> Source:
@@ -341,5 +342,5 @@ def require_classes(source: Source, title: str) -> None:
         names = some([source.class_names[label] for label in present]) or "none"
         raise DataError(
             f"{title}: found {len(source)} images of {len(present)} class ({names}); "
-            "expected at least two classes"
+            "expected at least two classes, each in a folder of its own or in a list of labels"
         )
