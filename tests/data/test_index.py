@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -282,3 +285,15 @@ def test_an_empty_set_has_no_index(tmp_path, photos):
     train = open_data(photos).train
     with pytest.raises(DataError, match="an index needs at least one"):
         write_index(tmp_path / "a.index", Splits("empty", Subset(train, [])))
+
+
+@pytest.mark.slow
+def test_ten_million_images_cost_a_hundred_megabytes_and_open_in_two_seconds(tmp_path):
+    program = Path(__file__).parents[2] / "benchmarks" / "index.py"
+    file = tmp_path / "index.json"
+    subprocess.run([sys.executable, program, "--json", file], check=True, capture_output=True)
+    found = json.loads(file.read_text())
+    assert found["images"] == 10_000_000
+    assert found["seconds_to_open"] < 2
+    assert max(found["mb_after_opening"], found["mb_after_reading"]) < 100
+    assert found["mb_after_holding_out"] < 100
