@@ -259,8 +259,11 @@ def several(words: Pretrain, verb: str, argv: list[str], task: Task) -> Any:
 
 
 def finished(words: Pretrain, run: Any, next_command: str) -> Any:
+    from vitkit.training.log import headline
+
     metrics = run.metrics
-    print(f"\n{metrics['top1']:.2%} top-1 on {metrics['images']:,.0f} held-out images")
+    what, value = headline(metrics)
+    print(f"\n{value:.2%} {what} on {metrics['images']:,.0f} held-out images")
     print(f"{run.steps:,} steps in {run.seconds:.0f} seconds, report {run.folder / 'report.html'}")
     print(f"Next: {next_command}")
     result = {"run": str(run.folder), "metrics": metrics, "steps": run.steps,

@@ -55,6 +55,7 @@ def test_the_same_words_give_bit_identical_weights_for_any_number_of_threads(tmp
             precision=precision,
             dropout=0.1,
             polyak=0.9,
+            **{"data.keep": "none"},
             **FAST,
         )
         for i, threads in enumerate([2, 2, 0, 1, 4])

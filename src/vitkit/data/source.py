@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import vstack
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from vitkit.data.checks import DataError, checked_labels, digest, some
@@ -96,7 +96,7 @@ class ArraySource(Source):
     def __init__(
         self,
         images: np.ndarray,
-        labels: Sequence[int] | np.ndarray,
+        labels: Sequence[int] | np.ndarray,  # (N,), or of several each (N, K) of zeros and ones
         class_names: Sequence[str],
         name: str = "array",
         flip_keeps_class: bool = True,
@@ -116,10 +116,11 @@ class ArraySource(Source):
         # Torch knows no mirrored views; anything else that is contiguous is not copied.
         self.images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         self.class_names = list(class_names)
-        self.labels = checked_labels(labels, self.class_names, name)
+        checked = several_labels if np.ndim(labels) == 2 else checked_labels
+        self.labels = checked(np.asarray(labels), self.class_names, name)
         self.title, self.flip_keeps_class, self.keys = name, flip_keeps_class, keys
-        if len(self.labels) != len(images):
-            raise DataError(f"{name}: {len(images)} images but {len(self.labels)} labels")
+        if len(self) != len(images):
+            raise DataError(f"{name}: {len(images)} images but {len(self)} labels")
 
     def encoded(self, index: int) -> None:
         return None
@@ -136,7 +137,7 @@ class ArraySource(Source):
     def fingerprint(self) -> str:
         shape = str(tuple(self.images.shape))
         pixels = self.images.numpy().tobytes()
-        return digest([shape, pixels, self.labels.tobytes(), *self.class_names])
+        return digest([shape, pixels, label_bytes(self.labels), *self.class_names])
 
 
 class Concatenated(Source):
@@ -336,6 +337,16 @@ def only_classes(source: Source, classes: Sequence[str]) -> Subset:
     subset.labels = np.array([number[label] for label in subset.labels.tolist()], dtype=np.int64)
     subset.class_names = list(classes)
     return subset
+
+
+def several_labels(values: np.ndarray, class_names: Sequence[str], title: str) -> csr_array:
+    """(N, K) zeros and ones -> the labels of a multi-label source. Raises DataError."""
+    if values.shape[1] != len(class_names) or not np.isin(values, (0, 1)).all():
+        raise DataError(
+            f"{title}: labels are {values.dtype} of shape {values.shape}; expected zeros and ones, "
+            f"a column for each of {len(class_names)} classes"
+        )
+    return csr_array(values.astype(bool))
 
 
 def label_bytes(labels: Any) -> bytes:

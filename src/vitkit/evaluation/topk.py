@@ -41,6 +41,8 @@ def top_k(
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches:
         logits, labels = predict(batch.images).float().cpu(), batch.labels.cpu()
+        if not len(labels):  # of a process that has no more images, and computes along
+            continue
         counts += [*right_and_labelled(logits, labels, ks), len(labels)]
         kind = "softmax" if labels.ndim == 1 else "sigmoid"
         loss += float(cross_entropy(logits, labels, kind)) * len(labels)

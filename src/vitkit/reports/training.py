@@ -6,6 +6,7 @@ import io
 import json
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, select_autoescape
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vitkit.files import write_whole
+from vitkit.training.log import bound_by, headline
 
 TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
 
@@ -43,7 +45,8 @@ def write_report(run: Path) -> Path:
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     records = read_metrics(run)
     evaluations = [r for r in records if r["kind"] == "evaluation"]
-    best = max(evaluations, key=lambda r: r["top1"])
+    best = max(evaluations, key=lambda r: headline(r)[1])
+    what, value = headline(best)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_loss(left, records)
@@ -51,12 +54,13 @@ def write_report(run: Path) -> Path:
     data = config["data"]
     page = Environment(autoescape=select_autoescape(default=True)).from_string(PAGE).render(
         title=f"{config['kind']} of {config['config']['model']} on {data['name']}",
-        summary=f"Best top-1 {best['top1']:.2%} on {best['images']:,} held-out images, at step "
+        summary=f"Best {what} {value:.2%} on {best['images']:,} held-out images, at step "
         f"{best['step']:,} of {config['resolved']['steps']:,}.",
         figure=as_svg(figure),
         tables={
             "Best evaluation": {k: v for k, v in best.items() if k != "kind"},
             **incidents(records),
+            **speed(records),
             "Data": {k: v for k, v in data.items() if k != "class_names"}
             | {"classes": ", ".join(data["class_names"])},
             "Chosen on this machine": config["resolved"],
@@ -83,6 +87,16 @@ def incidents(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {"Incidents": rows} if rows else {}
 
 
+def speed(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """A table of how fast the run was, and whether data or computing held it up."""
+    train = [r for r in records if r["kind"] == "train" and "data_share" in r]
+    if not train:
+        return {}
+    images = median(r["images_per_second"] for r in train)
+    share = median(r["data_share"] for r in train)
+    return {"Speed (medians)": {"images a second": f"{images:,.0f}", "bound by": bound_by(share)}}
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; what is no record, as after damage, is left out."""
     records = []
@@ -106,8 +120,10 @@ def draw_loss(axes: Axes, records: list[dict[str, Any]], title: str = "Loss") ->
 
 def draw_accuracy(axes: Axes, records: list[dict[str, Any]], title: str = "Accuracy") -> None:
     chosen = [r for r in records if r["kind"] == "evaluation"]
-    axes.plot([r["step"] for r in chosen], [r["top1"] for r in chosen], color=HELD_OUT, marker=".")
-    axes.set(title=title, xlabel="step", ylabel="top-1 on held-out images", ylim=(0, 1.02))
+    values = [headline(r)[1] for r in chosen]
+    what = headline(chosen[0])[0] if chosen else "top-1"
+    axes.plot([r["step"] for r in chosen], values, color=HELD_OUT, marker=".")
+    axes.set(title=title, xlabel="step", ylabel=f"{what} on held-out images", ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
 

@@ -122,6 +122,13 @@ class RunLog:
             self.say(f"step {step}/{self.steps}  {text}")
 
 
+def headline(metrics: dict[str, float]) -> tuple[str, float]:
+    """The name and the value by which nets of a run are compared; the larger is the better."""
+    if "mean_average_precision" in metrics:  # of images with several labels
+        return "mean average precision", metrics["mean_average_precision"]
+    return "top-1", metrics["top1"]
+
+
 def bound_by(data_share: float) -> str:
     """What a run spends its time on, of the two the larger: waiting for images, or computing."""
     kind, share = ("data", data_share) if data_share > 0.5 else ("compute", 1 - data_share)

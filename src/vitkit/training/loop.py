@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitkit.data.pipeline import Batch, TrainingStream
 from vitkit.errors import VitkitError
-from vitkit.training.log import RunLog, memory_used
+from vitkit.training.log import RunLog, headline, memory_used
 from vitkit.training.parallel import buckets_change
 from vitkit.training.saving import (
     Saver,
@@ -48,7 +48,8 @@ class Training:
     """The loop of a run, `Training(...).to_the_end()`: `state` from its step to `setup.steps`.
 
     `evaluate` takes the net (the Polyak average, where one is kept) and what it must call at each
-    batch, and gives named floats, "top1" among them; `keep_best` is called when top1 has risen.
+    batch, and gives named floats, "top1" among them; `keep_best` is called when the `headline` of
+    them has risen.
 
     All processes do the same at every step: what only one can know (a signal, the time) is agreed
     upon first. The losses are read now and then, since that waits for the device, and always
@@ -259,12 +260,10 @@ class Training:
         except StopNow:
             return stopped
         log.record(state.step, "evaluation", metrics)
-        log.say(
-            f"step {state.step}/{self.setup.steps}  top-1 {metrics['top1']:.1%} on the held-out "
-            "images"
-        )
+        what, value = headline(metrics)
+        log.say(f"step {state.step}/{self.setup.steps}  {what} {value:.1%} on the held-out images")
         state.evaluated_at = state.step
-        if metrics["top1"] > state.best.get("top1", -1.0):
+        if not state.best or value > headline(state.best)[1]:
             try:
                 self.keep_best()
                 state.best = metrics

@@ -26,7 +26,7 @@ from vitkit.workflows.task import Task
 LOOKED_AT = 32  # images, to guess whether all are of one size
 LARGEST_SIDE = 96  # pixels of what is kept on the device unasked
 AT_MOST = 2**31  # bytes of it
-OF_MEMORY = 1 / 8  # and the share of the device's free memory
+OF_MEMORY = 1 / 20  # and the share of the device's free memory; a plan leaves a tenth
 MOST_THREADS = 16
 KEPT_SIDE = 8 / 7  # of the image side: 256 for 224
 

@@ -197,7 +197,9 @@ def train_into(
         )  # fmt: skip
         # Uncompiled: other shapes than training's would each be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            return top_k(predictor(net, setup), in_step(batches, world, pulse), total=total)
+            return top_k(
+                predictor(net, setup), in_step(batches, world, pulse), total=total, of_all=of_all
+            )
 
     metrics = folder / "metrics.jsonl" if world.main else None
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:

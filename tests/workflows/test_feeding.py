@@ -1,0 +1,251 @@
+"""Which images a run trains on, where they are kept, and that no such choice breaks a resume."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitkit
+from vitkit.data.checks import DataError
+from vitkit.data.opening import digits
+from vitkit.data.pipeline import TrainingStream
+from vitkit.data.source import ArraySource, Splits
+from vitkit.errors import UsageError
+from vitkit.training.config import DataConfig, TrainConfig
+from vitkit.training.log import bound_by
+from vitkit.training.stopping import Interrupted
+from vitkit.training.world import World
+from vitkit.workflows.feeding import choose_keep, loader_threads
+from vitkit.workflows.task import open_task
+
+FAST = {"steps": 6, "batch_size": 16, "quiet": True}
+CPU = torch.device("cpu")
+EVERYTHING = {
+    "augment.level": "medium2", "augment.cutmix": 1.0, "augment.erase": 0.3,
+    "augment.jitter": (0.2, 0.2, 0.2, 0.1), "data.repeats": 2, "data.balance": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "cache"))
+
+
+def photos(folder, sizes=((30, 40), (50, 20), (24, 24)), each=12):
+    """Two classes of noise, images of several sizes."""
+    random = np.random.default_rng(0)
+    for kind in ("cat", "dog"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(each):
+            pixels = random.integers(0, 256, (*sizes[number % len(sizes)], 3), np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{number}.png")
+    return folder
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return vitkit.load(run.folder / "last").net.state_dict()
+
+
+def assert_same(a, b) -> None:
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def record(run) -> dict:
+    return json.loads((run.folder / "config.json").read_text())
+
+
+# Where images are kept
+
+
+def test_small_images_of_one_size_are_kept_on_the_device_unasked_and_that_is_recorded(tmp_path):
+    run = vitkit.pretrain("digits", out=tmp_path / "run", **FAST)
+    assert record(run)["resolved"]["keep"] == "device"
+
+
+@pytest.mark.parametrize(
+    ("images", "keep"),
+    [
+        (np.zeros((40, 32, 32, 3), np.uint8), "device"),
+        (np.zeros((40, 97, 32, 3), np.uint8), "none"),  # no longer small
+        (np.lib.stride_tricks.as_strided(np.zeros((96, 96, 3), np.uint8), (100_000, 96, 96, 3),
+                                         (0, 288, 3, 1)), "none"),  # would be 2.8 GB
+    ],
+)  # fmt: skip
+def test_where_images_are_kept_follows_from_their_size_and_number(images, keep, monkeypatch):
+    source = ArraySource.__new__(ArraySource)
+    source.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    source.labels, source.class_names = np.arange(len(images)) % 2, ["a", "b"]
+    assert choose_keep(TrainConfig(), source, CPU, World()) == keep
+
+
+def test_images_of_several_sizes_are_not_kept_unasked(tmp_path):
+    source = open_task(photos(tmp_path / "photos")).train
+    assert choose_keep(TrainConfig(), source, CPU, World()) == "none"
+    with pytest.raises(DataError, match="images differ in size, so that they cannot be kept on"):
+        vitkit.pretrain(
+            tmp_path / "photos", out=tmp_path / "run", **FAST, **{"data.keep": "device"}
+        )
+
+
+def test_kept_on_disk_or_decoded_each_time_small_photos_give_the_same_weights(tmp_path):
+    data = photos(tmp_path / "photos")
+    runs = [
+        vitkit.pretrain(data, out=tmp_path / f"{keep} {n}", image_size=32, **FAST,
+                        **{"data.keep": keep})
+        for keep, n in [("none", 0), ("disk", 0), ("disk", 1)]
+    ]  # fmt: skip
+    assert_same(runs[0], runs[1])
+    assert_same(runs[1], runs[2])  # the second reads what the first one kept
+    kept = list((tmp_path / "cache" / "decoded").glob("*/*.pixels"))
+    assert len(kept) == 2 and sorted(file.stat().st_size > 0 for file in kept) == [False, True]
+
+
+def test_photos_kept_on_disk_are_shrunk_to_what_the_run_needs(tmp_path):
+    data = photos(tmp_path / "photos", sizes=((300, 400),), each=6)
+    vitkit.pretrain(data, out=tmp_path / "run", image_size=64, **FAST, **{"data.keep": "disk"})
+    (rows,) = (tmp_path / "cache" / "decoded").glob("*/where.npy")
+    sizes = np.load(rows)[:, 2]
+    assert {(int(size) >> 32, int(size) & 0xFFFFFFFF) for size in sizes} == {(73, 97)}
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("keep", ["none", "device", "disk"])
+def test_a_run_with_every_augmentation_resumes_bit_for_bit(tmp_path, monkeypatch, keep):
+    fields = {**FAST, **EVERYTHING, "data.keep": keep}
+    whole = vitkit.pretrain("digits", out=tmp_path / "whole", **fields)
+    batches = TrainingStream.batches
+
+    def stopped(self, first=0):
+        for number, batch in enumerate(batches(self, first), first + 1):
+            if number == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingStream, "batches", stopped)
+        with pytest.raises(Interrupted):
+            vitkit.pretrain("digits", out=tmp_path / "run", **fields)
+    resumed = vitkit.pretrain("digits", out=tmp_path / "run", resume="auto", **fields)
+    assert_same(whole, resumed)
+
+
+# Which images
+
+
+def test_a_subset_is_a_share_of_every_class_and_the_held_out_images_stay(tmp_path):
+    whole, some = open_task("digits"), open_task("digits", DataConfig(subset=0.1))
+    assert len(some.train) == round(0.1 * len(whole.train))
+    assert some.held_out_fingerprint == whole.held_out_fingerprint
+    counts = np.bincount(some.train.labels)
+    assert counts.max() - counts.min() <= 2
+    smaller = open_task("digits", DataConfig(subset=50)).train
+    assert set(keys(smaller)) < set(keys(some.train)) < set(keys(whole.train))
+    run = vitkit.pretrain("digits", out=tmp_path / "run", **FAST, **{"data.subset": 50})
+    assert record(run)["data"]["train_images"] == 50
+
+
+def keys(source) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+def test_quarantined_images_are_neither_trained_on_nor_held_out(tmp_path):
+    data = photos(tmp_path / "photos")
+    listed = tmp_path / "quarantine.txt"
+    listed.write_text("cat/3.png\tcorrupt\ndog/0.png\tduplicate\n")
+    task = open_task(data, DataConfig(quarantine=(str(listed),)))
+    found = keys(task.train) + keys(task.val)
+    assert len(found) == 22 and not {"cat/3.png", "dog/0.png"} & set(found)
+
+
+def test_a_list_may_name_images_of_any_split(tmp_path):
+    for split in ("train", "val"):
+        photos(tmp_path / "photos" / split)
+    task = open_task(tmp_path / "photos")
+    listed = tmp_path / "quarantine.txt"
+    listed.write_text(f"{task.val.key(3)}\n{task.train.key(0)}\n{task.train.key(23)}\n")
+    fewer = open_task(tmp_path / "photos", DataConfig(quarantine=(str(listed),)))
+    assert keys(fewer.train) == keys(task.train)[1:23]
+    assert keys(fewer.val) == keys(task.val)[:3] + keys(task.val)[4:]
+
+
+def test_weights_say_how_much_of_the_stream_each_data_is(tmp_path):
+    photos(tmp_path / "many", each=20)
+    photos(tmp_path / "few", each=5)
+    data = [tmp_path / "many", tmp_path / "few"]
+    run = vitkit.pretrain(data, out=tmp_path / "run", **FAST, **{"data.weights": (0.5, 0.5)})
+    assert record(run)["config"]["data"]["weights"] == [0.5, 0.5]
+    with pytest.raises(DataError, match="names 3 shares for 2 DATA"):
+        vitkit.pretrain(data, out=tmp_path / "no", **FAST, **{"data.weights": (1.0, 1.0, 1.0)})
+    assert not (tmp_path / "no" / "config.json").exists()
+
+
+def test_images_of_several_labels_are_learned_by_a_sigmoid(tmp_path):
+    splits = digits()
+    parts = []
+    for part in (splits.train, splits.val):
+        images = np.stack([part.image(i).permute(1, 2, 0).numpy() for i in range(len(part))])
+        several = np.eye(11, dtype=bool)[part.labels]
+        several[part.labels % 2 == 0, 10] = True
+        parts.append(ArraySource(images, several, [*part.class_names, "even"]))
+    data = Splits("digits and even", *parts)
+    run = vitkit.pretrain(data, out=tmp_path / "run", steps=400, batch_size=64, quiet=True,
+                          learning_rate=3e-3)  # fmt: skip
+    assert record(run)["config"]["loss"] == "sigmoid"
+    assert run.metrics["mean_average_precision"] > 0.35  # chance is 0.14
+    with pytest.raises(UsageError, match="several labels each, which a softmax cannot learn"):
+        vitkit.pretrain(data, out=tmp_path / "no", loss="softmax", **FAST)
+
+
+def test_pairs_are_mixed_only_in_batches_of_pairs(tmp_path):
+    fields = FAST | {"batch_size": 15}
+    with pytest.raises(UsageError, match="mix pairs, but each process has 15 images"):
+        vitkit.pretrain("digits", out=tmp_path / "run", **fields, **{"augment.mixup": 0.2})
+
+
+def test_decoding_on_a_gpu_needs_one(tmp_path):
+    with pytest.raises(UsageError, match=r"--data.decode cuda needs a GPU to train on"):
+        vitkit.pretrain("digits", out=tmp_path / "run", device="cpu", **FAST,
+                        **{"data.decode": "cuda"})  # fmt: skip
+
+
+# What a run is bound by
+
+
+def test_metrics_tell_the_share_of_the_time_that_was_spent_waiting_for_images(tmp_path):
+    class Slow(ArraySource):
+        def image(self, index):
+            time.sleep(0.02)
+            return super().image(index)
+
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)
+    shares = []
+    for kind in (ArraySource, Slow):
+        source = kind(images, np.arange(64) % 2, ["a", "b"])
+        run = vitkit.pretrain(source, out=tmp_path / kind.__name__, steps=8, batch_size=16,
+                              quiet=True, threads=1, **{"data.keep": "none"})  # fmt: skip
+        lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        shares.append(np.mean([row["data_share"] for row in rows if row["kind"] == "train"]))
+    assert 0 <= shares[0] < 0.5 < shares[1] <= 1
+
+
+def test_progress_names_what_takes_most_of_the_time():
+    assert bound_by(0.03) == "compute-bound 97%"
+    assert bound_by(0.61) == "data-bound 61%"
+
+
+def test_threads_are_one_a_core_unless_told(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert loader_threads(TrainConfig(), World()) == 12
+    assert loader_threads(TrainConfig(), World(size=8, local_size=4)) == 3
+    assert loader_threads(TrainConfig(threads=0), World()) == 0
+    monkeypatch.setattr(os, "cpu_count", lambda: 200)
+    assert loader_threads(TrainConfig(), World()) == 16
