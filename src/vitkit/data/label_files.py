@@ -10,8 +10,9 @@ import os
 import posixpath
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -441,31 +442,32 @@ def sources_of(
     warn_of_unnamed(found, present)
     warn_of_shared(found)
     several = any(rows.several for rows in found.values())
-    lists = {
-        split: [label if rows.several else [label] for label in rows.labels]
-        for split, rows in found.items()
-    }
-    names = list(class_names or sorted_names(lists.values()))
+    texts = {split: set(label_texts(rows)) for split, rows in found.items()}
+    names = list(class_names or sorted_names(set().union(*texts.values())))
     number = {name: place for place, name in enumerate(names)}
     sources = {}
     for split, rows in found.items():
-        unknown = sorted({label for labels in lists[split] for label in labels} - number.keys())
+        unknown = sorted(texts[split] - number.keys())
         if unknown:
             raise DataError(
                 f"{rows.file}: the labels {some(unknown)} are none of the classes to train on "
                 f"({some(names)}); correct them"
             )
         if several:
-            labels: Any = multi_label(lists[split], number)
+            lists = rows.labels if rows.several else [[label] for label in rows.labels]
+            labels: Any = multi_label(lists, number)
         else:
-            labels = np.array([number[label] for (label,) in lists[split]], dtype=np.int32)
+            labels = np.array([number[label] for label in rows.labels], dtype=np.int32)
         sources[split] = FileSource(root, rows.images, labels, names)
     return sources
 
 
-def sorted_names(lists: Iterable[list[list[str]]]) -> list[str]:
-    """All labels, in the order of the alphabet or, where all are numbers, of those."""
-    names = {label for part in lists for labels in part for label in labels}
+def label_texts(rows: Rows) -> Iterable[str]:
+    return chain.from_iterable(rows.labels) if rows.several else rows.labels
+
+
+def sorted_names(names: Collection[str]) -> list[str]:
+    """In the order of the alphabet or, where all are numbers, of those."""
     if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
