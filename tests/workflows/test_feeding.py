@@ -192,14 +192,13 @@ def test_images_of_several_labels_are_learned_by_a_sigmoid(tmp_path):
     parts = []
     for part in (splits.train, splits.val):
         images = np.stack([part.image(i).permute(1, 2, 0).numpy() for i in range(len(part))])
-        several = np.eye(11, dtype=bool)[part.labels]
-        several[part.labels % 2 == 0, 10] = True
-        parts.append(ArraySource(images, several, [*part.class_names, "even"]))
-    data = Splits("digits and even", *parts)
-    run = vitkit.pretrain(data, out=tmp_path / "run", steps=400, batch_size=64, quiet=True,
+        several = np.stack([part.labels % 2 == 0, part.labels < 5], axis=1)
+        parts.append(ArraySource(images, several, ["even", "low"]))
+    data = Splits("even and low digits", *parts)
+    run = vitkit.pretrain(data, out=tmp_path / "run", steps=200, batch_size=32, quiet=True,
                           learning_rate=3e-3)  # fmt: skip
     assert record(run)["config"]["loss"] == "sigmoid"
-    assert run.metrics["mean_average_precision"] > 0.35  # chance is 0.14
+    assert run.metrics["mean_average_precision"] > 0.75  # chance is 0.5
     with pytest.raises(UsageError, match="several labels each, which a softmax cannot learn"):
         vitkit.pretrain(data, out=tmp_path / "no", loss="softmax", **FAST)
 
