@@ -14,7 +14,7 @@ from vitkit.data.randaugment import inside
 AREA = (0.02, 0.33)  # share of the image; uniform
 ASPECT = (0.3, 3.3)  # height over width; its logarithm is uniform
 ATTEMPTS = 10  # at a rectangle that fits into the image
-DRAWS = 5 + 2 * ATTEMPTS  # whether, the noise's key (2), the place (2), areas and aspects
+DRAWS = 4 + 2 * ATTEMPTS  # whether, the noise's key, the place (2), areas and aspects
 
 
 def erased(images: Tensor, draws: np.ndarray, share: float) -> Tensor:
@@ -31,14 +31,14 @@ def erased(images: Tensor, draws: np.ndarray, share: float) -> Tensor:
         return images
     index = placed(where, images.device)
     holes = inside(boxes[where], sides, images.device)
-    fresh = noise(draws[where, 1:3], sides, images.device)
+    fresh = noise(draws[where, 1], sides, images.device)
     found = torch.where(holes, fresh, images.index_select(0, index))
     return images.index_copy(0, index, found)
 
 
 def erased_boxes(draws: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
     """int64 (B, 4) of top, bottom, left, right; all 0 where no attempt fits."""
-    areas, aspects = draws[:, 5:].reshape(len(draws), 2, ATTEMPTS).transpose(1, 0, 2)
+    areas, aspects = draws[:, 4:].reshape(len(draws), 2, ATTEMPTS).transpose(1, 0, 2)
     area = math.prod(sides) * (AREA[0] + (AREA[1] - AREA[0]) * areas)
     low, high = np.log(ASPECT)
     aspect = np.exp(low + (high - low) * aspects)
@@ -46,23 +46,21 @@ def erased_boxes(draws: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
     fits = (heights < sides[0]) & (widths < sides[1])
     rows, first = np.arange(len(draws)), fits.argmax(axis=1)
     size = np.stack([heights[rows, first], widths[rows, first]], axis=1)
-    starts = np.floor(draws[:, 3:5] * (np.array(sides) - size + 1))
+    starts = np.floor(draws[:, 2:4] * (np.array(sides) - size + 1))
     ends = starts + size
     boxes = np.stack([starts[:, 0], ends[:, 0], starts[:, 1], ends[:, 1]], axis=1)
     return np.where(fits.any(axis=1)[:, None], boxes, 0).astype(np.int64)
 
 
 def noise(keys: np.ndarray, sides: tuple[int, int], device: torch.device) -> Tensor:
-    """uint8 (B, 3, H, W) from keys (B, 2) in [0, 1): a hash of key and place, no stream of draws.
+    """uint8 (B, 3, H, W) from keys (B,) in [0, 1): a hash of key and place, no stream of draws.
 
-    The place is scattered by one number of the key and shifted by the other, then mixed as in
-    MurmurHash3's finish; 32-bit integers overflow alike everywhere. A pixel's three values are
-    three bytes of its hash.
+    The place is counted from the key on and scrambled as MurmurHash3 finishes; 32-bit integers
+    overflow alike everywhere. A pixel's three values are three bytes of its hash.
     """
-    key = np.floor(keys * 2**32).astype(np.uint32).view(np.int32)
-    odd, shift = placed(key | np.array([1, 0], np.int32), device).T[..., None]
-    places = torch.arange(1, 1 + math.prod(sides), device=device, dtype=torch.int32)
-    values = scrambled(places * odd + shift)
+    first = np.floor(keys * 2**32).astype(np.uint32).view(np.int32)
+    places = torch.arange(math.prod(sides), device=device, dtype=torch.int32)
+    values = scrambled(places + placed(first, device)[:, None])
     return values.view(torch.uint8).view(len(keys), *sides, 4)[..., :3].permute(0, 3, 1, 2)
 
 
