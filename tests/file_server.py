@@ -36,7 +36,7 @@ class Faults:
 
 class Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    silence = 1.0  # seconds
+    silence = 0.8  # seconds
 
     def log_message(self, *words):
         pass

@@ -232,6 +232,16 @@ def test_a_few_reads_of_a_large_shard_do_not_fetch_it(tmp_path, monkeypatch):
         assert cached(tmp_path) == ["000.tar"]
 
 
+def test_a_shard_that_vanishes_is_an_error_not_a_bad_image(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "shards")
+    with serving(folder) as server:
+        train = open_data(f"{server.url}/{{000..002}}.tar").train
+        monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "other"))
+        (folder / "001.tar").unlink()
+        with pytest.raises(DataError, match=r"001.tar: is not there any more"):
+            train.encoded(5)
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "shards", shards=1)
     left = tmp_path / "cache/files/abc/.1234.part"

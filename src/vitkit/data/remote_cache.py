@@ -72,6 +72,15 @@ def entries() -> list[tuple[float, int, Path]]:
 
 def read(shard: Shard, offset: int, size: int) -> bytes:
     """A part of a file from afar, through the cache where it is worth it. Raises DataError."""
+    try:
+        return read_cached(shard, offset, size)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{without_secrets(shard.place)}: is not there any more; bring it back"
+        ) from error
+
+
+def read_cached(shard: Shard, offset: int, size: int) -> bytes:
     path = cached_path(shard)
     for attempt in range(3):
         try:
