@@ -73,7 +73,7 @@ def table_files(folder: Path) -> list[str]:
 
 
 def has_image_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
 def scanned(folder: str | Path) -> Iterator[os.DirEntry[str]]:

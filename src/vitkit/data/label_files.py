@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import ntpath
 import os
 import posixpath
 import re
@@ -324,7 +323,7 @@ def require_inside(rows: Rows, names: Sequence[str]) -> None:
     outside = [
         rows.images[n]
         for n, name in enumerate(names)
-        if name.startswith(("../", "/")) or name == ".." or ntpath.splitdrive(name)[0]
+        if name.startswith(("../", "/")) or name == ".." or name[1:2] == ":"
         or "\0" in name
     ]  # fmt: skip
     if outside:
@@ -381,7 +380,7 @@ def bases(folder: Path, split: str) -> list[str]:
 def listing(base: Path, names: Sequence[str]) -> dict[str, str]:
     """{path: path} of the files in the folders that the names lie in, without suffixes where the
     names have none ("0a1b" for "0a1b.jpg")."""
-    folders = dict.fromkeys(posixpath.dirname(name) for name in names)
+    folders = dict.fromkeys(name.rpartition("/")[0] for name in names)
     bare = not any(has_image_suffix(name) for name in names[:100])
     present: dict[str, str] = {}
     for folder in folders:
