@@ -36,6 +36,7 @@ class Faults:
 
 class Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     silence = 0.8  # seconds
 
     def log_message(self, *words):

@@ -22,9 +22,10 @@ from vitkit.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("VITKIT_CACHE", str(folder))
+    return folder
 
 
 def write_tar(path, members, format=tarfile.PAX_FORMAT):
@@ -111,6 +112,14 @@ def test_braces_that_name_none_or_too_many_are_refused(word):
 def test_a_folder_of_shards(tmp_path):
     write_shards(tmp_path / "shards")
     assert len(open_tars(tar_files(tmp_path / "shards")).train) == 12
+
+
+@pytest.mark.parametrize("beside", ["cat/1.png", "train/cat/1.png", "1.png", "val/x"])
+def test_tars_beside_what_was_packed_into_them_are_no_shards(tmp_path, beside):
+    write_shards(tmp_path)
+    (tmp_path / beside).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / beside).write_bytes(encoded(1))
+    assert tar_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("names", [
@@ -394,20 +403,20 @@ def test_only_the_first_opening_reads_the_shards(tmp_path, monkeypatch):
     assert again.fingerprint() == first.fingerprint()
 
 
-def test_a_shard_that_changed_is_read_again(tmp_path):
+def test_a_shard_that_changed_is_read_again(tmp_path, cache):
     paths = write_shards(tmp_path)
     before = open_tars(paths).train.fingerprint()
     write_tar(paths[1], {"new.png": 77, "new.cls": "1"})
     after = open_tars(paths).train
     assert values(after) == [1, 2, 3, 4, 77, 9, 10, 11, 12]
     assert after.fingerprint() != before
-    assert len(list((tmp_path / "cache/indexes").glob("*.index"))) == 1
+    assert len(list((cache / "indexes").glob("*.index"))) == 1
 
 
-def test_a_damaged_index_in_the_cache_is_made_again(tmp_path):
+def test_a_damaged_index_in_the_cache_is_made_again(tmp_path, cache):
     paths = write_shards(tmp_path)
     open_tars(paths)
-    (index,) = (tmp_path / "cache/indexes").glob("*.index")
+    (index,) = (cache / "indexes").glob("*.index")
     (index / "labels.npy").write_bytes(b"")
     assert len(open_tars(paths).train) == 12
     (index / "index.json").write_bytes(b"{")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ import numpy as np
 
 from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest, some
-from vitkit.data.folders import SPLITS
+from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
 from vitkit.data.index import (
     SPLIT_NAMES,
     Content,
@@ -61,14 +62,26 @@ def is_tar(word: str | Path) -> bool:
 
 
 def tar_files(folder: Path) -> list[str]:
-    """The tar files in a folder, or in its folders train/, val/ and test/."""
-    inner = [p for p in sorted(folder.iterdir()) if p.name.lower() in SPLITS and p.is_dir()]
-    return [
-        str(path)
-        for place in (folder, *inner)
-        for path in sorted(place.iterdir())
-        if is_tar(path.name) and not path.name.startswith(".") and path.is_file()
-    ]
+    """The tar files in a folder, or in its folders train/, val/ and test/.
+
+    None where other folders or images are beside them: those are what was packed into them.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name.lower()
+            if name.startswith("."):
+                continue
+            if entry.is_dir():
+                inner = tar_files(Path(entry.path)) if name in SPLITS else []
+                if not inner:
+                    return []
+                found += inner
+            elif name.endswith(tuple(IMAGE_SUFFIXES)):
+                return []
+            elif name.endswith(".tar"):
+                found.append(entry.path)
+    return sorted(found)
 
 
 def open_tars(words: Sequence[str | Path]) -> Splits:
