@@ -165,7 +165,8 @@ def test_out_of_memory_works_through_the_same_batch_in_smaller_parts(tmp_path):
     expected, expected_loss, expected_norm = one_step(given)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(norm, expected_norm, rtol=1e-4, atol=0)
-    torch.testing.assert_close(weights(state.net), weights(expected.net), rtol=1e-3, atol=1e-5)
+    # A twentieth of a step: Adam divides gradients that are almost none by themselves.
+    torch.testing.assert_close(weights(state.net), weights(expected.net), rtol=1e-3, atol=5e-5)
     assert [re.findall(r"\d+", line)[1:] for line in said] == [["16", "8"], ["8", "4"]]
     fresh = state_of(given)
     load_state(save_state(tmp_path, state), fresh)
