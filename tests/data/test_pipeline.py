@@ -1,6 +1,7 @@
 """The pipeline: order and augmentation are pure functions of the seed and the position."""
 
 import io
+import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Generator
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vitkit.data import pipeline
+from vitkit.data import pipeline, sampling
 from vitkit.data.checks import DataError
 from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError
@@ -281,6 +282,32 @@ def test_files_decoded_many_at_once_are_those_decoded_one_by_one(bad, monkeypatc
     assert_same(taken(many.batches(), 6), batches)
     assert many.bad.reasons == expected.bad.reasons
     assert len(many.bad.reasons) == (2 if bad else 0)
+
+
+# Shards from afar
+
+
+class Shards(Numbered):
+    """Images in shards of five, which are noted when they are fetched ahead."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__(images)
+        self.shard_lengths, self.fetched = [5] * (images // 5), []
+
+    def prefetch(self, shards) -> None:
+        self.fetched.append(list(shards))
+
+
+def test_shards_are_read_one_window_after_another_and_fetched_before(monkeypatch):
+    monkeypatch.setattr(sampling, "SHARDS_AT_ONCE", 2)
+    source = Shards(60)
+    numbers = order(taken(stream(source, batch_size=10, threads=0).batches(), 6))
+    assert sorted(numbers) == list(range(60))
+    windows = [sorted({number // 5 for number in numbers[i : i + 10]}) for i in range(0, 60, 10)]
+    assert all(len(window) == 2 for window in windows)
+    assert [sorted(shards[:2]) for shards in source.fetched] == windows
+    for ahead, then in itertools.pairwise(source.fetched):
+        assert ahead[2:] == then[:2]
 
 
 # Bad images while training

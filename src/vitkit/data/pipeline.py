@@ -97,6 +97,7 @@ class TrainingStream:
         self.rank, self.ranks = rank, ranks
         self.order = order or Order(source, batch_size, seed)
         self.kept, self.device = kept, device
+        self.fetched: list[int] = []
         self.bad = BadImages(limit=max(1, max(10, len(source) // 1000) // ranks))
 
     def batches(self, first: int = 0) -> Generator[Batch, None, None]:
@@ -146,6 +147,7 @@ class TrainingStream:
             number, part = divmod(number, parts)
             with lock:
                 if number not in building:
+                    self.fetch_ahead(first + number)
                     building[number] = Building(self, first + number)
                 batch = building[number]
             batch.load(part, parts)
@@ -163,6 +165,13 @@ class TrainingStream:
                 yield batch.batch()
         finally:
             loaded.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def fetch_ahead(self, batch: int) -> None:
+        """Have shards from afar brought near before their images are wanted."""
+        shards = self.order.shards(batch * self.batch_size)
+        if shards != self.fetched:
+            self.fetched = shards
+            self.source.prefetch(shards)
 
     def load(
         self, index: int, place: int, decoded: Tensor | Exception | None = None
