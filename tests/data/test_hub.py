@@ -82,6 +82,13 @@ def test_what_datasets_caches_beside_a_copy_is_not_read(tmp_path):
     assert len(open_data(tmp_path).train) == 2
 
 
+def test_arrow_files_alone_are_read_but_for_cached_ones(tmp_path):
+    dataset([7, 8], [0, 1]).save_to_disk(tmp_path)
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "cache-0123.arrow").write_bytes(b"x")
+    assert len(open_data(tmp_path).train) == 2
+
+
 def test_a_copy_of_which_files_are_missing_is_an_error(tmp_path):
     dataset([1, 2, 3], [0, 1, 0]).save_to_disk(tmp_path, num_shards=3)
     (tmp_path / "data-00001-of-00003.arrow").unlink()

@@ -239,6 +239,13 @@ def test_splits_may_lie_in_a_folder_too(tmp_path):
     assert (splits.train.key(1), splits.val.key(1)) == ("train/b/1.png", "val/b/1.png")
 
 
+def test_archives_beside_what_was_in_them_do_not_matter(tmp_path):
+    write_images(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "photos.tar").write_bytes(b"")
+    (tmp_path / "photos.tar.gz").write_bytes(b"")
+    assert open_data(tmp_path).train.class_names == ["cat", "dog"]
+
+
 def test_links_in_a_circle_do_not_matter(tmp_path):
     write_images(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path)

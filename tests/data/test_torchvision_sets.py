@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from vitkit.data.checks import DataError
 from vitkit.data.opening import open_data
-from vitkit.data.plain_pickle import PickleError, array_of, load_plain
+from vitkit.data.plain_pickle import Built, PickleError, array_of, load_plain
 from vitkit.data.source import Source
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -203,6 +203,14 @@ def test_arrays_of_other_kinds_are_no_arrays():
     for other in (flat.astype(np.int64), np.asfortranarray(flat.reshape(2, 3))):
         assert read(other) is None
     assert array_of(b"123") is None
+
+
+def test_an_array_of_another_shape_than_its_bytes_is_no_array():
+    kind = Built("numpy dtype", ("u1",))
+    for shape in [(2, 3), (2, 2), (-1, -4), (4.0,), ()]:
+        state = (1, shape, kind, False, b"1234")
+        found = array_of(Built("numpy.core.multiarray _reconstruct", (), state))
+        assert (found is not None) == (shape == (2, 2))
 
 
 @pytest.mark.parametrize(
