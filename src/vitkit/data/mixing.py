@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vitkit.data.checks import DataError, some
+from vitkit.data.holding_out import by_class
 from vitkit.data.source import Source, Subset, Without, strata
 from vitkit.errors import UsageError
 
@@ -40,15 +41,13 @@ def subset(source: Source, amount: float, seed: int) -> Source:
 
 
 def stratified(classes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Sorted indices of `count` of the images, by their classes ((N,) integers from -1)."""
+    """Sorted indices of `count` of the images, by their classes ((N,) integers)."""
     random = np.random.default_rng(seed)
     order = random.permutation(len(classes))
-    classes = classes[order] + 1
-    sizes = np.bincount(classes)
-    present = random.permutation(np.flatnonzero(sizes))  # chance decides between equal classes
+    grouped, sizes = by_class(classes[order])
+    shuffled = random.permutation(len(sizes))  # chance decides between equal classes
     wanted = np.zeros(len(sizes), dtype=np.int64)
-    wanted[present] = shares(sizes[present], count)
-    grouped = np.argsort(classes, kind="stable")
+    wanted[shuffled] = shares(sizes[shuffled], count)
     place = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(order[grouped[place < np.repeat(wanted, sizes)]])
 
