@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
+from vitkit.cli_data import data
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, VitkitError, named
-from vitkit.terminal import finite, print_columns, printable
+from vitkit.terminal import print_columns, print_json, printable
 from vitkit.training.config import to_json
 from vitkit.words import (
     Convert,
@@ -48,6 +49,7 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit plan --model NAME                   memory, time and cost, before anything runs
   vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
   vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
+  vitkit data check|stats|dedup|split|index  bad images, duplicates, leaks, splits, an index
   vitkit doctor RUN                          what a run can go on from, what is damaged, what to do
 
 DATA is a folder of class folders (or train/ and val/ of them), parquet files, or 'digits'.
@@ -433,6 +435,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "plan": plan,
     "evaluate": evaluate,
     "predict": predict,
+    "data": data,
     "doctor": doctor,
 }
 
@@ -475,13 +478,6 @@ def run(words: list[str]) -> int:
     except Exception as error:
         text = f"unexpected {type(error).__name__}: {error}; --debug shows the trace"
         return complain(text, 1, "--debug" in words)
-
-
-def print_json(words: Any, result: Any) -> None:
-    """The last line, where it is asked for."""
-    if words.json:
-        utf8 = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-        print(json.dumps(finite(result), ensure_ascii=not utf8))
 
 
 def speaks() -> bool:

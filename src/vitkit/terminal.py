@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,13 @@ def print_columns(
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         print(printable("  ".join(cells).rstrip()))
+
+
+def print_json(words: Any, result: Any) -> None:
+    """The last line of a command, where its words ask for it."""
+    if words.json:
+        utf8 = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+        print(json.dumps(finite(result), ensure_ascii=not utf8))
 
 
 def printable(text: str) -> str:

@@ -167,6 +167,87 @@ class Doctor(Common):
     """A run directory, as pretrain and finetune write it."""
 
 
+@dataclass(frozen=True)
+class DataCheck(Common):
+    """Read and decode every image: what cannot be used, is odd, is there twice, which classes are
+    empty. Writes check.json and quarantine.txt."""
+
+    data: Data = ()
+    """As every verb takes it: docs/data.md."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = "runs/data-check"
+    """Where to write; a number is added where it is in use."""
+    threads: Annotated[int | None, shown("INT")] = None
+    """That read and decode; by default one for each core."""
+    strict: bool = False
+    """Exit with 1 where an image cannot be used or is under two labels, or a class is empty."""
+
+
+@dataclass(frozen=True)
+class DataDedup(Computing):
+    """Find near-duplicates: encoded, resized, cropped, mirrored or lit anew; within splits and
+    across them. Writes duplicates.csv, groups.json, quarantine.txt, clean.index and pairs.png."""
+
+    data: Data = ()
+    """As every verb takes it: docs/data.md."""
+    against: tuple[str, ...] = ()
+    """Other DATA, one word each, whose images are to have no duplicate in DATA and are all kept."""
+    checkpoint: Annotated[str, shown("CHECKPOINT", name="from")] = ""
+    """Compare by this net's features as well."""
+    threshold: float = 0.8
+    """Similarity of looks from which two images are near-duplicates, up to 1."""
+    features_threshold: float = 0.95
+    """Cosine of features from which they are, with --from."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = "runs/data-dedup"
+    """Where to write; a number is added where it is in use."""
+    threads: Annotated[int | None, shown("INT")] = None
+    """That read and decode; by default one for each core."""
+
+
+@dataclass(frozen=True)
+class DataStats(Common):
+    """Mean and standard deviation of the channels, sizes, formats, classes."""
+
+    data: Data = ()
+    """As every verb takes it: docs/data.md."""
+    out: Annotated[str | None, shown("DIR", aliases=["-o"])] = None
+    """Write stats.json and classes.png, a sheet of a few images a class, there."""
+    threads: Annotated[int | None, shown("INT")] = None
+    """That read and decode; by default one for each core."""
+
+
+@dataclass(frozen=True)
+class DataSplit(Common):
+    """Split all images of DATA anew, classes alike and no two near-duplicates apart; writes an
+    index."""
+
+    data: Data = ()
+    """As every verb takes it: docs/data.md."""
+    out: Annotated[str, shown("NAME.index", aliases=["-o"])] = ""
+    """The index to write, which is DATA itself."""
+    val: float = 0.1
+    """Share to validate on."""
+    test: float = 0.1
+    """Share to test on."""
+    seed: int = 0
+    """The split follows from it."""
+    groups: Annotated[str | None, shown("FILE")] = None
+    """The groups.json of `vitkit data dedup`; without it near-duplicates are looked for."""
+    threads: Annotated[int | None, shown("INT")] = None
+    """That read and decode; by default one for each core."""
+
+
+@dataclass(frozen=True)
+class DataIndex(Common):
+    """Write down where every image of DATA is and what its label is, to open at once."""
+
+    data: Data = ()
+    """As every verb takes it: docs/data.md."""
+    out: Annotated[str, shown("NAME.index", aliases=["-o"])] = ""
+    """The index to write, which is DATA itself."""
+    hash: bool = False
+    """Keep the SHA-256 of tar shards, against which shards fetched from afar are checked."""
+
+
 def rewritten(argv: list[str]) -> list[str]:
     """Short names to dotted ones, `--name=value` to two words, 384 and 384x256 to two sides."""
     short: dict[str, str] = {

@@ -206,10 +206,10 @@ def fastest_type(given: Descriptors) -> torch.dtype:
     seconds = {}
     for kind in (torch.float32, torch.bfloat16):
         block = given.even[:ROWS].to(kind)
-        block @ block.T
+        torch.mm(block, block.T)
         began = time.perf_counter()
         for _ in range(3):
-            block @ block.T
+            torch.mm(block, block.T)
         seconds[kind] = time.perf_counter() - began
     return min(seconds, key=seconds.__getitem__)
 
@@ -389,3 +389,39 @@ def groups_of(images: int, first: np.ndarray, second: np.ndarray) -> list[np.nda
     joined = np.unique(np.concatenate([first, second]))
     order = joined[np.argsort(numbers[joined], kind="stable")]
     return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+
+
+def alike_by_features(
+    features: np.ndarray,
+    searched: np.ndarray,
+    threshold: float,
+    among: int | None = None,
+    progress: Progress | None = None,
+) -> Pairs:
+    """The pairs of features (N, D) whose cosine reaches the threshold.
+
+    `searched` and `among` as for `near_duplicates`.
+    """
+    places = np.flatnonzero(searched)
+    rows = int(np.searchsorted(places, len(features) if among is None else among))
+    found = []
+    for top in range(0, rows, ROWS):
+        bottom = min(top + ROWS, rows)
+        some = unit_rows(features[places[top:bottom]])
+        for left in range(top, len(places), COLUMNS):
+            scores = some @ unit_rows(features[places[left : left + COLUMNS]]).T
+            hits = above(scores, torch.full((len(some),), threshold))
+            a, b = (hits + torch.tensor([top, left])).T.numpy()
+            ordered = a < b
+            alike = scores[hits[:, 0], hits[:, 1]].numpy()
+            found.append((places[a[ordered]], places[b[ordered]], alike[ordered]))
+        if progress:
+            progress(bottom, rows)
+    if not found:
+        return no_pairs()
+    first, second, alike = (np.concatenate(column) for column in zip(*found, strict=True))
+    return Pairs(first, second, alike, np.zeros(len(first), bool))
+
+
+def unit_rows(features: np.ndarray) -> Tensor:
+    return F.normalize(torch.from_numpy(np.ascontiguousarray(features)).float())
