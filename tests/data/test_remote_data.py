@@ -106,7 +106,7 @@ def test_missing_shards_are_counted_and_named(tmp_path):
             open_data(f"{server.url}/{{000..004}}.tar")
 
 
-@pytest.mark.parametrize("kind", ["reset", "500", "short", "silent"])
+@pytest.mark.parametrize("kind", ["reset", "500", "short", "less", "silent"])
 def test_a_server_that_always_fails_is_an_error_that_names_it(tmp_path, kind):
     faults = Faults(share=1, kinds=[kind], in_a_row=99)
     faults.draw = lambda path, wanted: kind if wanted else None
@@ -300,6 +300,25 @@ def test_threads_and_processes_share_the_cache(tmp_path):
             assert run.communicate(timeout=60)[0].split() == first.split() * 9
         whole = [wanted for kind, path, wanted in server.requests if path == "/000.tar" and wanted]
         assert len(whole) == 1
+
+
+def test_threads_that_want_the_same_file_fetch_it_once(tmp_path):
+    faults = Faults()
+    faults.draw = lambda path, wanted: "drip"
+    with serving(write_shards(tmp_path / "shards", shards=1), faults) as server:
+        shard = remote.looked_up(f"{server.url}/000.tar")
+        path, begin = remote_cache.cached_path(shard), threading.Barrier(6)
+
+        def fetch():
+            begin.wait()
+            assert remote_cache.fetch(shard, path)
+
+        threads = [threading.Thread(target=fetch) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len([1 for kind, _, wanted in server.requests if wanted]) == 1
 
 
 @pytest.mark.parametrize("scheme", ["http", "memory"])

@@ -376,6 +376,13 @@ def test_negative_sizes_end_and_are_refused(tmp_path, size, kind):
     refused(path, "damaged tar file")
 
 
+def test_a_sparse_file_of_negative_size_does_not_go_round_for_ever(tmp_path):
+    path = tmp_path / "0.tar"
+    first = header("a.png", b"%011o\0" % 512) + bytes(512)
+    path.write_bytes(first + header("b.png", b"\xff" * 10 + b"\xfe\x00", b"S") + bytes(4096))
+    refused(path, "damaged tar file|sparse")
+
+
 def test_mutated_tars_raise_only_sentences(tmp_path):
     path = write_shards(tmp_path, shards=1, each=3)[0]
     good = path.read_bytes()

@@ -19,7 +19,7 @@ from vitkit.data.tar_shards import open_tars
 pytestmark = pytest.mark.faults
 
 SHARDS, EACH, AT_ONCE, THREADS = 10, 16, 3, 4
-KINDS = ("reset", "500", "short", "silent", "drip", "wrong")
+KINDS = ("reset", "500", "short", "less", "silent", "drip", "wrong")
 SILENCE = 0.1  # seconds; the server's is longer
 
 
