@@ -277,6 +277,20 @@ def test_a_shard_without_labels_among_others_is_an_error(tmp_path):
         open_tars(tar_files(tmp_path))
 
 
+def test_a_test_split_without_labels_is_passed_over(tmp_path):
+    write_tar(tmp_path / "train-0.tar", {"a.png": 1, "a.cls": "0", "b.png": 2, "b.cls": "1"})
+    write_tar(tmp_path / "test-0.tar", {"a.png": 3, "b.png": 4})
+    with pytest.warns(UserWarning, match="the test split is passed over"):
+        splits = open_tars(tar_files(tmp_path))
+    assert values(splits.train) == [1, 2]
+    assert splits.test is None
+
+
+def test_splits_within_a_tar_are_not_taken_for_classes(tmp_path):
+    members = {"x/train/cat/1.png": 1, "x/train/dog/2.png": 2, "x/val/cat/3.png": 3}
+    refused(write_tar(tmp_path / "0.tar", members), "pack each split into shards of its own")
+
+
 def test_images_without_labels_and_folders_are_an_error(tmp_path):
     refused(write_tar(tmp_path / "0.tar", {"a.png": 1, "b.png": 2}), "2 images without a label")
 

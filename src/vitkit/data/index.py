@@ -329,7 +329,9 @@ def row_content(
     begins = []
     for leaf in leaves:
         same = [n for n, other in enumerate(base) if other is leaf]
-        same = same or [n for n, known in enumerate(signatures) if known == signature(leaf)]
+        if not same:
+            wanted = signature(leaf)
+            same = [n for n, known in enumerate(signatures) if known == wanted]
         if not same:
             raise DataError(
                 f"{leaf.name(0)}: is not in the data that {words!r} name; give the words that it "

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from vitkit.data.checks import DataError, some
-from vitkit.data.folders import IMAGE_SUFFIXES
+from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
 from vitkit.data.shards import FILES
 from vitkit.data.tar_members import Member, Problems, members
 
@@ -171,6 +171,12 @@ def by_folders(
         {path[shared] for path in paths}
     ) == 1:  # fmt: skip
         shared += 1
+    first = {path[shared] for path in paths if len(path) > shared}
+    if len(first) > 1 and all(name.lower() in SPLITS for name in first):
+        raise DataError(
+            f"{titles[0]}: found the folders {some(sorted(first))} in it; pack each split into "
+            "shards of its own, train-000.tar and val-000.tar"
+        )
     for number, samples in enumerate(found):
         for place, key in enumerate(samples.keys):
             parts = key.split("/")[shared:-1]

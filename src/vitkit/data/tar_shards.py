@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -276,6 +277,7 @@ def make_index(
             found.append(samples_in(file, titles[number], problems, values))
             looked_at.append(replace(shard, ends=ends_of(file)))
             FILES.forget(str(file))
+    found = without_unlabelled_test(found, splits, title)
     label_all(found, titles, problems, values)
     for name in SPLIT_NAMES:  # an image may have a namesake in another split
         mine = [number for number, split in enumerate(splits) if split == name]
@@ -285,6 +287,20 @@ def make_index(
         raise DataError(f"{title}: found no images in {len(shards)} shards; {FIX}")
     class_names, labels = classes_of(found, values, names, title)
     write_tar_index(path, title, looked_at, splits, found, class_names, labels, made_of)
+
+
+def without_unlabelled_test(
+    found: list[Samples], splits: Sequence[str], title: str
+) -> list[Samples]:
+    """Many a test split is published without labels; that must not keep anyone from training."""
+    labelled = {split for samples, split in zip(found, splits, strict=True) if samples.labelled}
+    if not labelled or "test" in labelled or "test" not in splits:
+        return found
+    warnings.warn(f"{title}: the test split is passed over, it has no labels", stacklevel=4)
+    return [
+        Samples() if split == "test" else samples
+        for samples, split in zip(found, splits, strict=True)
+    ]
 
 
 def write_tar_index(
