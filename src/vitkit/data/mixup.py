@@ -81,9 +81,9 @@ def blend(images: Tensor, others: Tensor, whole: np.ndarray) -> Tensor:
     """whole / WHOLE of each image and the rest of its partner, rounded."""
     shares, result = column(whole, images.device), torch.empty_like(images)
     for part in parts(images):
-        change = images[part].to(torch.int32).sub_(others[part]).mul_(shares[part])
-        change.add_(WHOLE // 2).bitwise_right_shift_(16).add_(others[part])
-        result[part] = change
+        rest = others[part].to(torch.int32)
+        change = images[part].to(torch.int32).sub_(rest).mul_(shares[part])
+        result[part] = change.add_(WHOLE // 2).bitwise_right_shift_(16).add_(rest)
     return result
 
 

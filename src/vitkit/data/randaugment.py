@@ -24,7 +24,8 @@ from vitkit.data.placing import parts, placed
 
 TABLES = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness", "Contrast")
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-OPERATIONS = (*TABLES, *MOVES, "AutoContrast", "Equalize", "Color", "Sharpness", "Cutout")
+ALONE = ("AutoContrast", "Equalize", "Color", "Sharpness", "Cutout")
+OPERATIONS = (*TABLES, *MOVES, *ALONE)
 DRAWS = 4  # for each layer: operation, sign, and the place of Cutout, down and across
 FULL = 10  # the magnitude at which an operation is at its full strength; more is possible
 GREY = 128  # what comes into view from beyond an image's edges, and fills Cutout
@@ -38,53 +39,55 @@ def randaugment(images: Tensor, draws: np.ndarray, layers: int, magnitude: float
     `draws` (B, layers * DRAWS) lie in [0, 1). Strengths follow from the magnitude alone, but for
     a sign; Cutout's place is drawn. The images given are left as they are.
     """
-    images = images.clone()
+    result = torch.empty_like(images)
     for part in parts(images):
+        some = images[part]
         for layer in draws[part].reshape(-1, layers, DRAWS).transpose(1, 0, 2):
             chosen = (layer[:, 0] * len(OPERATIONS)).astype(np.int64)
-            one_layer(images[part], chosen, layer[:, 1:], magnitude)
-    return images
+            some = one_layer(some, chosen, layer[:, 1:], magnitude)
+        result[part] = some
+    return result
 
 
-def one_layer(images: Tensor, chosen: np.ndarray, draws: np.ndarray, magnitude: float) -> None:
-    """Applies operation number chosen[i] to image i, in place."""
+def one_layer(images: Tensor, chosen: np.ndarray, draws: np.ndarray, magnitude: float) -> Tensor:
+    """Image i after operation number chosen[i], with draws[i] (3,) for its sign and its place."""
+    places, results = [], []
+    for family in (TABLES, MOVES, *((alone,) for alone in ALONE)):
+        first = OPERATIONS.index(family[0])
+        where = np.flatnonzero((first <= chosen) & (chosen < first + len(family)))
+        if len(where):
+            some = images.index_select(0, placed(where, images.device))
+            numbers = chosen[where] - first
+            results.append(operated(some, family, numbers, draws[where], magnitude))
+            places.append(where)
+    back = np.argsort(np.concatenate(places))
+    return torch.cat(results).index_select(0, placed(back, images.device))
+
+
+def operated(
+    images: Tensor,
+    family: tuple[str, ...],
+    numbers: np.ndarray,
+    draws: np.ndarray,
+    magnitude: float,
+) -> Tensor:
+    """Image i after operation number numbers[i] of one family."""
     device, sides = images.device, (images.shape[2], images.shape[3])
-    factor = enhance_factor(magnitude)
-
-    def some(first: str, last: str) -> tuple[Tensor, np.ndarray, Tensor]:
-        """The images with an operation in this range, where they are, and which they have."""
-        start = OPERATIONS.index(first)
-        has = (start <= chosen) & (chosen <= OPERATIONS.index(last))
-        where = np.flatnonzero(has)
-        index = placed(where, device)
-        return images.index_select(0, index), where, index
-
-    found, where, index = some(TABLES[0], TABLES[-1])
-    if len(where):
+    if family == TABLES:
         tables = fixed_tables(magnitude, sides, device)
-        rows = placed(chosen[where], device)
-        images.index_copy_(0, index, looked_up(found, tables.index_select(0, rows)))
-    found, where, index = some("AutoContrast", "AutoContrast")
-    if len(where):
-        images.index_copy_(0, index, looked_up(found, autocontrast_tables(found)))
-    found, where, index = some("Equalize", "Equalize")
-    if len(where):
-        images.index_copy_(0, index, looked_up(found, equalize_tables(found)))
-    found, where, index = some(MOVES[0], MOVES[-1])
-    if len(where):
-        signs = draws[where, 0] < 0.5
-        rows = placed(2 * (chosen[where] - OPERATIONS.index(MOVES[0])) + signs, device)
-        images.index_copy_(0, index, moved(found, source_maps(magnitude, sides, device), rows))
-    found, where, index = some("Color", "Color")
-    if len(where):
-        images.index_copy_(0, index, blend(grey(found), found, factor))
-    found, where, index = some("Sharpness", "Sharpness")
-    if len(where):
-        images.index_copy_(0, index, sharpened(found, factor))
-    found, where, index = some("Cutout", "Cutout")
-    if len(where):
-        boxes = cutout_boxes(draws[where, 1:], magnitude, sides)
-        images.index_copy_(0, index, filled(found, boxes, GREY))
+        return looked_up(images, tables.index_select(0, placed(numbers, device)))
+    if family == MOVES:
+        signed = 2 * numbers + (draws[:, 0] < 0.5)
+        return moved(images, source_maps(magnitude, sides, device), placed(signed, device))
+    if family == ("AutoContrast",):
+        return looked_up(images, autocontrast_tables(images))
+    if family == ("Equalize",):
+        return looked_up(images, equalize_tables(images))
+    if family == ("Color",):
+        return blend(grey(images), images, enhance_factor(magnitude))
+    if family == ("Sharpness",):
+        return sharpened(images, enhance_factor(magnitude))
+    return filled(images, cutout_boxes(draws[:, 1:], magnitude, sides), GREY)
 
 
 def enhance_factor(magnitude: float) -> float:
