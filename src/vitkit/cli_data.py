@@ -96,7 +96,7 @@ def stats(argv: list[str]) -> Any:
         rows.append(("left out", f"{found['unusable']:,}", "cannot be used; see vitkit data check"))
     print_columns(("", "median or number", ""), rows, right=(1,))
     if words.out is not None:
-        print(printable(f"\nwrote {found['sheet']}"))
+        print(printable(f"wrote {found['sheet']}"))
     print(printable(f"Next: vitkit data check {' '.join(words.data)}"))
     return words, found
 
@@ -117,7 +117,7 @@ def dedup(argv: list[str]) -> Any:
     rows += [(f"leaks {pair}", f"{count:,}", "pairs") for pair, count in found["leaks"].items()]
     rows += [("groups", f"{found['groups']:,}", f"of up to {found['largest_group']:,} images")]
     print_columns(("found", "number", ""), rows, right=(1,))
-    print(printable(f"\n{found['quarantined']:,} images to leave out in {found['quarantine']}"))
+    print(printable(f"{found['quarantined']:,} images to leave out in {found['quarantine']}"))
     if found["sheet"]:
         print(printable(f"look at the most doubtful pairs: {found['sheet']}"))
     if found["index"]:

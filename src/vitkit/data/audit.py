@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -151,14 +152,16 @@ def look_through(
         np.zeros(images, np.int32), np.zeros(images, np.int32),
     )  # fmt: skip
     done = 0
-    for _, source in parts:
-        for look in looks(source, threads or usual_threads(), thumbnails is not None, moments):
-            seen.add(done, look)
-            if thumbnails is not None and look.thumbnail is not None:
-                thumbnails[done] = look.thumbnail.numpy()
-            done += 1
-            if progress and (done % 64 == 0 or done == images):
-                progress(done, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, image by image
+        for _, source in parts:
+            for look in looks(source, threads or usual_threads(), thumbnails is not None, moments):
+                seen.add(done, look)
+                if thumbnails is not None and look.thumbnail is not None:
+                    thumbnails[done] = look.thumbnail.numpy()
+                done += 1
+                if progress and (done % 64 == 0 or done == images):
+                    progress(done, images)
     return seen
 
 
