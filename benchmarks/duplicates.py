@@ -6,8 +6,8 @@ both sides anywhere, mirrored, or 0.7 to 1.3 times as bright, 400 of each, besid
 images; looks for the near-duplicates of all; and counts the plants whose origin was found, and the
 pairs that join a plant with anything but its origin, its origin's own duplicates and their plants.
 With --cifar it counts the test images that have a duplicate among those to train on or to test on.
-With --million it looks through a million thumbnails, blends of two of the images each, in a process
-of its own. Writes benchmarks/results/duplicates.json.
+With --million it looks through a million thumbnails, the images turned and rolled, in a process of
+its own. Writes benchmarks/results/duplicates.json.
 """
 
 from __future__ import annotations
@@ -157,11 +157,9 @@ def million(data: str, images: int) -> dict[str, Any]:
         shape = (images, duplicates.BYTES)
         path = Path(place) / "thumbnails.npy"
         thumbnails = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        random = np.random.default_rng(0)
-        for begin in range(0, images, 10_000):
-            pairs = random.integers(len(given), size=(2, min(10_000, images - begin)))
-            blends = given[pairs[0]].astype(np.uint16) * 3 + given[pairs[1]].astype(np.uint16) * 2
-            thumbnails[begin : begin + len(blends)] = (blends // 5).astype(np.uint8)
+        for begin in range(0, images, len(given)):
+            part = thumbnails[begin : begin + len(given)]
+            part[:] = variant(given, begin // len(given))[: len(part)]
         thumbnails.flush()
         before = peak()
         began = time.perf_counter()
@@ -174,6 +172,16 @@ def million(data: str, images: int) -> dict[str, Any]:
             "peak_resident_before_gb": before,
             "peak_resident_gb": peak(),  # pages of the mapped thumbnails among them
         }
+
+
+def variant(given: np.ndarray, number: int) -> np.ndarray:
+    """The thumbnails turned by a multiple of 90 degrees and rolled by half a side: no near-duplicates
+    of each other, and as much alike as photographs are."""
+    side = duplicates.SIDE
+    seen = given[:, : side * side].reshape(-1, side, side)
+    rolls = ((0, 0), (side // 2, side // 2), (side // 2, 0), (0, side // 2))[number // 4 % 4]
+    seen = np.roll(np.rot90(seen, number % 4, axes=(1, 2)), rolls, axis=(1, 2))
+    return np.concatenate([seen.reshape(len(given), -1), given[:, side * side :]], axis=1)
 
 
 def peak() -> float:
