@@ -1,5 +1,6 @@
 """Data by URL is fetched whole or in parts, checked, kept in bounds, and never without a URL."""
 
+import errno
 import hashlib
 import io
 import os
@@ -240,6 +241,27 @@ def test_a_shard_that_vanishes_is_an_error_not_a_bad_image(tmp_path, monkeypatch
         (folder / "001.tar").unlink()
         with pytest.raises(DataError, match=r"001.tar: is not there any more"):
             train.encoded(5)
+
+
+def test_a_full_disk_costs_only_the_cache(tmp_path, monkeypatch):
+    def full(shard, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serving(write_shards(tmp_path / "shards")) as server:
+        train = open_data(f"{server.url}/{{000..002}}.tar").train
+        monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "other"))
+        monkeypatch.setattr(remote_cache, "download", full)
+        assert values(train) == list(range(1, 13))
+        assert not list((tmp_path / "other/files").glob("*/*"))
+
+
+def test_a_cache_that_cannot_be_used_is_no_bad_image(tmp_path, monkeypatch):
+    with serving(write_shards(tmp_path / "shards")) as server:
+        train = open_data(f"{server.url}/{{000..002}}.tar").train
+        (tmp_path / "file").write_text("x")
+        monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "file/cache"))
+        with pytest.raises(DataError, match="set VITKIT_CACHE to a folder"):
+            train.encoded(0)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from vitkit.data import shards as shard_files
 from vitkit.data import tar_samples, tar_shards
 from vitkit.data.checks import DataError
 from vitkit.data.index import build_index, open_index, write_index
-from vitkit.data.opening import held_out
+from vitkit.data.opening import held_out, open_data
 from vitkit.data.source import Concatenated, Splits, Subset, Without
 from vitkit.data.tar_shards import is_tar, open_tars, tar_files, without_braces
 from vitkit.errors import UsageError
@@ -537,3 +537,34 @@ def test_a_shard_that_is_cut_while_in_use_is_an_error(tmp_path):
     os.truncate(paths[0], 600)
     with pytest.raises(OSError, match="ends before byte"):
         train.encoded(3)
+
+
+@pytest.mark.parametrize("word", ["{000..002}.tar", "", "*.tar"])
+def test_data_may_be_shards(tmp_path, word):
+    write_shards(tmp_path / "shards")
+    splits = open_data(tmp_path / "shards" / word)
+    assert values(splits.train) == list(range(1, 13))
+    assert splits.val is None
+
+
+def test_several_words_for_shards_are_one_set(tmp_path):
+    paths = write_shards(tmp_path)
+    assert keys(open_data([str(path) for path in paths]).train)[4] == "0005"
+
+
+def test_an_index_of_members_with_several_labels(tmp_path):
+    members = {}
+    for number, labels in enumerate([[2], [0, 1], [], [1, 2]]):
+        members |= {f"{number}.png": number + 1, f"{number}.json": json.dumps({"labels": labels})}
+    train = open_tars([write_tar(tmp_path / "0.tar", members)]).train
+    opened = open_data(write_index(tmp_path / "a.index", Splits("", Subset(train, [3, 1, 2]))))
+    assert values(opened.train) == [2, 3, 4]
+    targets = [opened.train.target(index).tolist() for index in range(3)]
+    assert targets == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
+
+
+def test_a_cache_that_cannot_be_used_says_what_to_set(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "file/cache"))
+    with pytest.raises(DataError, match="set VITKIT_CACHE to a folder"):
+        open_tars(write_shards(tmp_path))

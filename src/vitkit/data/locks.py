@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitkit.data.cache import cache_folder
+from vitkit.data.checks import DataError, first_line
+
 try:
     import fcntl
 except ImportError:  # Windows: processes may do the same work twice, but break nothing
@@ -42,3 +45,11 @@ def unused(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def unwritable(error: OSError) -> DataError:
+    """What to say when the cache folder cannot be used."""
+    return DataError(
+        f"{cache_folder()}: cannot be used to keep files ({first_line(error)}); set VITKIT_CACHE "
+        "to a folder that can be written"
+    )

@@ -6,6 +6,7 @@ the room, but never while a process reads it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import queue
@@ -19,7 +20,7 @@ from typing import IO, Any
 from vitkit.data import remote
 from vitkit.data.cache import cache_folder, cache_limit
 from vitkit.data.checks import DataError, digest
-from vitkit.data.locks import held, locked, unused
+from vitkit.data.locks import held, locked, unused, unwritable
 from vitkit.data.shards import OpenFiles, Shard, without_secrets
 from vitkit.files import sync
 
@@ -78,6 +79,8 @@ def read(shard: Shard, offset: int, size: int) -> bytes:
         raise DataError(
             f"{without_secrets(shard.place)}: is not there any more; bring it back"
         ) from error
+    except OSError as error:
+        raise unwritable(error) from error
 
 
 def read_cached(shard: Shard, offset: int, size: int) -> bytes:
@@ -148,8 +151,10 @@ def fetch(shard: Shard, path: Path) -> bool:
                 download(shard, file)
                 sync(fresh)
                 fresh.replace(path)
-        except BaseException:
+        except BaseException as error:
             fresh.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return False  # others fill the disk too
             raise
         return True
 

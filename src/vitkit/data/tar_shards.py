@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.cache import cache_folder
-from vitkit.data.checks import DataError, digest, some
+from vitkit.data.checks import DataError, digest, first_line, some
 from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
 from vitkit.data.index import (
     SPLIT_NAMES,
@@ -31,7 +31,7 @@ from vitkit.data.index import (
     shards_info,
     write_columns,
 )
-from vitkit.data.locks import locked
+from vitkit.data.locks import locked, unwritable
 from vitkit.data.shards import FILES, Shard, Shards, ends_of, is_url, local_shard, without_secrets
 from vitkit.data.source import Splits, label_bytes
 from vitkit.data.tar_members import Problems
@@ -102,11 +102,14 @@ def open_tars(words: Sequence[str | Path]) -> Splits:
     where = digest([without_secrets(shard.place) for shard in shards])[:32]
     folder = cache_folder() / "indexes"
     path = folder / f"{where}.index"
-    with locked(folder / f"{where}.lock"):
-        opened = fitting(path, made_of, in_order(shards, splits))
-        if opened is None:
-            make_index(path, title, shards, splits, names, made_of)
-            opened = open_index(path, in_order(shards, splits))
+    try:
+        with locked(folder / f"{where}.lock"):
+            opened = fitting(path, made_of, in_order(shards, splits))
+            if opened is None:
+                make_index(path, title, shards, splits, names, made_of)
+                opened = open_index(path, in_order(shards, splits))
+    except OSError as error:
+        raise unwritable(error) from error
     return replace(opened, name=title)
 
 
@@ -273,10 +276,13 @@ def make_index(
     titles = [read.title(number) for number in range(len(shards))]
     found, looked_at = [], []
     for number, shard in enumerate(shards):
-        with read.on_disk(number) as file:
-            found.append(samples_in(file, titles[number], problems, values))
-            looked_at.append(replace(shard, ends=ends_of(file)))
-            FILES.forget(str(file))
+        try:
+            with read.on_disk(number) as file:
+                found.append(samples_in(file, titles[number], problems, values))
+                looked_at.append(replace(shard, ends=ends_of(file)))
+                FILES.forget(str(file))
+        except OSError as error:
+            raise DataError(f"{titles[number]}: cannot be read: {first_line(error)}") from error
     found = without_unlabelled_test(found, splits, title)
     label_all(found, titles, problems, values)
     for name in SPLIT_NAMES:  # an image may have a namesake in another split
