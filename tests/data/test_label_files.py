@@ -357,6 +357,7 @@ def test_a_list_that_fits_counts_before_class_folders(tmp_path):
         ("a.json", '[{"image": "1.png", "label": {"a": 1}}]', "some labels are records"),
         ("a.csv", 'image,label\n1.png,"' + "x" * 200_000 + '"\n', "not readable as CSV: field lar"),
         ("a.csv", "image,label\n1.png,[1\n", "found the label '[1'; expected a list"),
+        ("a.csv", 'image,label\n1.png,"[a\nb]"\n', "found the label '[a\\nb]'; expected a list"),
         ("a.csv", "image,label\n,cat\n", "1 of 1 rows name no image"),
     ],
 )

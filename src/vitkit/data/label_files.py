@@ -10,6 +10,7 @@ import posixpath
 import re
 import warnings
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -224,13 +225,13 @@ def cells(values: list[Any], file: Path) -> tuple[list[Any], bool]:
 
 def listed(cell: str, file: Path) -> list[Any]:
     """A JSON list in a cell, or one between single quotes as pandas writes it."""
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(cell)
-    except (ValueError, RecursionError):
-        cell = cell.strip()
-        if not cell.endswith("]"):
-            raise DataError(f"{file}: found the label {cell[:40]!r}; expected a list") from None
-        return next(csv.reader([cell[1:-1]], quotechar="'", skipinitialspace=True), [])
+    inner = cell.strip()
+    with suppress(csv.Error):
+        if inner.endswith("]"):
+            return next(csv.reader([inner[1:-1]], quotechar="'", skipinitialspace=True), [])
+    raise DataError(f"{file}: found the label {cell[:40]!r}; expected a list")
 
 
 def label_text(value: Any) -> str:
