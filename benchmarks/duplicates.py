@@ -175,8 +175,10 @@ def million(data: str, images: int) -> dict[str, Any]:
 
 
 def variant(given: np.ndarray, number: int) -> np.ndarray:
-    """The thumbnails turned by a multiple of 90 degrees and rolled by half a side: no near-duplicates
-    of each other, and as much alike as photographs are."""
+    """The thumbnails turned by a multiple of 90 degrees and rolled by half a side.
+
+    They are no near-duplicates of each other, and as much alike as photographs are.
+    """
     side = duplicates.SIDE
     seen = given[:, : side * side].reshape(-1, side, side)
     rolls = ((0, 0), (side // 2, side // 2), (side // 2, 0), (0, side // 2))[number // 4 % 4]

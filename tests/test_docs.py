@@ -1,4 +1,4 @@
-"""The commands of docs/checkpoints.md, run one after another in an empty folder."""
+"""The commands of docs/*.md, run one after another in an empty folder."""
 
 import json
 import re
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import vitkit
+from vitkit.cli import main
 
+DATA_PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
 COMMAND = re.compile(r"^vitkit (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w+)( fails)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -68,3 +70,17 @@ def test_timm_loads_what_was_written_for_it_and_gives_the_same_logits(walked):
     with torch.no_grad():
         ours, theirs = model.net(images), peer(images)
     assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
+
+
+def test_the_commands_of_the_data_page_work_one_after_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = [text for language, _, text in BLOCK.findall(DATA_PAGE.read_text())
+              if language == "console"]  # fmt: skip
+    commands = [words for text in blocks for words in COMMAND.findall(text)]
+    verbs = {words.split()[1] for words in commands if words.startswith("data ")}
+    assert verbs == {"check", "stats", "dedup", "split", "index"}
+    for words in commands:
+        assert main(words.split()) == 0, f"vitkit {words}\n{capsys.readouterr().err}"
+    for written in ("checked/quarantine.txt", "described/classes.png", "clean/duplicates.csv",
+                    "digits.index/index.json", "all.index/index.json"):  # fmt: skip
+        assert (tmp_path / written).is_file()

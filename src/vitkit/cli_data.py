@@ -115,6 +115,8 @@ def dedup(argv: list[str]) -> Any:
     kinds = {"same bytes": "the same file", "look": "alike to look at", "features": "by features"}
     rows += [(kinds[kind], f"{count:,}", "pairs") for kind, count in found["pairs"].items()]
     rows += [(f"leaks {pair}", f"{count:,}", "pairs") for pair, count in found["leaks"].items()]
+    if found["small"]:
+        rows.append(("too small to look at", f"{found['small']:,}", "compared by bytes alone"))
     rows += [("groups", f"{found['groups']:,}", f"of up to {found['largest_group']:,} images")]
     print_columns(("found", "number", ""), rows, right=(1,))
     print(printable(f"{found['quarantined']:,} images to leave out in {found['quarantine']}"))

@@ -116,6 +116,13 @@ def test_with_a_checkpoint_duplicates_are_found_by_features_too(photos, tmp_path
     assert set(found["pairs"]) == {"same bytes", "look", "features"}
 
 
+def test_images_of_a_few_pixels_are_compared_by_their_bytes_alone(tmp_path):
+    found = work.dedup("digits", out=tmp_path / "clean", quiet=True)
+    assert found["small"] == 1797 and found["pairs"] == {"same bytes": 0, "look": 0}
+    assert found["sheet"] is None and len(open_data(found["index"]).train) > 1000
+    assert not [path for path in (tmp_path / "clean").iterdir() if path.name.startswith(".")]
+
+
 def test_a_threshold_that_cannot_be_is_refused_before_anything_is_written(photos, tmp_path):
     for name in ("threshold", "features_threshold"):
         with pytest.raises(UsageError, match="at most 1"):

@@ -44,6 +44,7 @@ from vitkit.training.precision import choose_device
 from vitkit.workflows.run_folder import check_writable, run_folder
 
 FEATURES_ALIKE = 0.95  # cosine; how near copies lie depends on the net
+SMALLEST = 16  # pixels of the shorter side; digits of 8x8 all look alike
 SHOWN_PAIRS = 60  # on a sheet, the most doubtful first
 SHOWN_CLASSES, SHOWN_IMAGES = 40, 8
 NAMED = 20  # of each finding, in JSON; quarantine.txt has all
@@ -212,6 +213,7 @@ def dedup(
     seen, found = all_duplicates(
         [*parts, *others], sum(len(source) for _, source in parts), threshold,
         model and model.to(choose_device(device)), features_threshold, threads, quiet,
+        folder,
     )  # fmt: skip
     own = int(seen.starts[len(parts)])
     groups = groups_of(len(seen), *joined(found))
@@ -230,6 +232,7 @@ def dedup(
         "images": {name: len(source) for name, source in parts},
         "against": {name: len(source) for name, source in others},
         "unusable": len(seen.problems),
+        "small": int((seen.usable & (np.minimum(seen.heights, seen.widths) < SMALLEST)).sum()),
         "pairs": {kind: len(pairs.first) for kind, pairs in found},
         "leaks": leaks(seen, found),
         "groups": len(groups),
@@ -250,20 +253,23 @@ def all_duplicates(
     features_threshold: float = FEATURES_ALIKE,
     threads: int | None = None,
     quiet: bool = False,
+    scratch: Path | None = None,
 ) -> tuple[Seen, list[Found]]:
     """The duplicates among the images of several splits, one at least of the first `among`.
 
-    Of files that are the same byte for byte one is looked at, and each other is paired with it.
+    Of files that are the same byte for byte one is looked at, and each other is paired with it;
+    images of fewer than SMALLEST pixels are compared by their bytes alone. Thumbnails lie in the
+    folder `scratch` meanwhile, 1.2 kB an image.
     """
     images = sum(len(source) for _, source in parts)
-    with tempfile.TemporaryDirectory(prefix="vitkit-") as place:
+    with tempfile.TemporaryDirectory(prefix=".vitkit-", dir=scratch) as place:
         thumbnails = np.lib.format.open_memmap(
             Path(place) / "thumbnails.npy", "w+", np.uint8, (images, duplicates.BYTES)
         )
         with progress("images", quiet) as shown:
             seen = look_through(parts, threads=threads, thumbnails=thumbnails, progress=shown)
         copies = same_bytes(seen)
-        searched = seen.usable
+        searched = np.minimum(seen.heights, seen.widths) >= SMALLEST
         for group in copies:
             searched[group[1:]] = False
         found = [Found("same bytes", copied(copies, among))]
