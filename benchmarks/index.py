@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from vitkit.data.index import Content, Rows, shards_info, write_columns
+from vitkit.data.index import write_columns
+from vitkit.data.index_content import Content, Rows, shards_info
 from vitkit.data.sampling import Order
 from vitkit.data.shards import Shard
 from vitkit.workflows.task import Task, open_task

@@ -13,7 +13,8 @@ from vitkit.data import remote
 from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest, some
 from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
-from vitkit.data.index import INFO, open_index, read_info
+from vitkit.data.index import open_index, read_info
+from vitkit.data.index_places import INFO
 from vitkit.data.locks import locked
 from vitkit.data.remote_cache import kept_on_disk
 from vitkit.data.shards import without_secrets

@@ -22,15 +22,8 @@ import numpy as np
 from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest, first_line, some
 from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
-from vitkit.data.index import (
-    SPLIT_NAMES,
-    Content,
-    Rows,
-    open_index,
-    read_info,
-    shards_info,
-    write_columns,
-)
+from vitkit.data.index import SPLIT_NAMES, open_index, read_info, write_columns
+from vitkit.data.index_content import Content, Rows, shards_info
 from vitkit.data.locks import locked, unwritable
 from vitkit.data.shards import FILES, Shard, Shards, ends_of, is_url, local_shard, without_secrets
 from vitkit.data.source import Splits, label_bytes
