@@ -87,7 +87,10 @@ def open_data(data: str | Path | Splits | Source | Sequence[str | Path]) -> Spli
     - parquet files, a folder of them, or what `save_to_disk` of `datasets` writes;
     - CIFAR-10, CIFAR-100, Oxford-IIIT Pets, Flowers-102 and ImageNet as they are published;
     - "hf:owner/name" with, where needed, "@revision" and ":config" after it;
-    - an index that `build_index` wrote.
+    - tar shards, patterns of their names, or a folder of them;
+    - an index that `build_index` wrote;
+    - a URL of one of the last, of parquet files, or of a folder.
+    Keys begin with what tells several DATA apart; those of the splits of one DATA differ.
     Raises DataError.
     """
     if isinstance(data, Splits):
