@@ -161,6 +161,7 @@ def million(data: str, images: int) -> dict[str, Any]:
             part = thumbnails[begin : begin + len(given)]
             part[:] = variant(given, begin // len(given))[: len(part)]
         thumbnails.flush()
+        del given, part
         before = peak()
         began = time.perf_counter()
         pairs = duplicates.near_duplicates(thumbnails, np.ones(images, bool))

@@ -124,7 +124,7 @@ def test_none_and_one_image_have_no_duplicates():
 
 
 def test_thumbnails_are_made_of_images_of_any_shape():
-    for size in ((1, 1), (1, 300), (700, 3), (33, 31)):
+    for size in ((1, 1), (1, 300), (700, 3), (33, 31), (1, 70_000), (900, 800)):
         image = Image.new("RGB", size, (250, 10, 10))
         file = io.BytesIO()
         image.save(file, "PNG")

@@ -214,13 +214,19 @@ def described(image: Tensor, look: Look, small: bool, moments: bool) -> Look:
         look = look._replace(notes=(*look.notes, "tiny"))
     sums = None
     if moments:
-        # Counts of the 256 values give both sums exactly, at a quarter of the cost of squares.
-        counts = np.stack([np.bincount(p.flatten().numpy(), minlength=256) for p in image])
+        # Counts of the 256 values give both sums exactly, and faster than squares.
+        counts = np.stack([counts_of(channel.flatten().numpy()) for channel in image])
         values = np.arange(256.0)
         sums = np.stack([counts @ values, counts @ values**2])
     return look._replace(
         height=height, width=width, sums=sums, thumbnail=thumbnail(image) if small else None
     )
+
+
+def counts_of(values: np.ndarray) -> np.ndarray:
+    """(256,) how often each value is there, in pieces, for numpy makes them 8 times as large."""
+    pieces = range(0, len(values), 2**20)
+    return np.sum([np.bincount(values[p : p + 2**20], minlength=256) for p in pieces], axis=0)
 
 
 def header(data: bytes, name: str) -> tuple[str, tuple[str, ...]]:

@@ -27,9 +27,12 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitkit.data.columns import let_go
+
 SIDE = 32  # of a thumbnail's luminance; its two colour differences are 8x8
 COLOUR = 8
 BYTES = SIDE * SIDE + 2 * COLOUR * COLOUR  # of a thumbnail
+LARGE = 256  # pixels of a side from which images are shrunk in whole values first
 FREQUENCIES = 8  # of each direction in a descriptor
 FLAT = 2.0  # standard deviation of the luminance below which nothing is there to compare
 EXPECTED = 12.0  # images above an image's own limit by chance
@@ -65,7 +68,10 @@ class Descriptors:
 
 def thumbnail(image: Tensor) -> Tensor:
     """uint8 (3, H, W) -> uint8 (BYTES,): luminance 32x32, then red - green and blue - green."""
-    small = F.interpolate(image[None].float(), (SIDE, SIDE), mode="bilinear", antialias=True)[0]
+    small = image[None]
+    if image.shape[-2] * image.shape[-1] > LARGE**2:  # as float it would take four times the memory
+        small = F.interpolate(small, (LARGE, LARGE), mode="bilinear", antialias=True)
+    small = F.interpolate(small.float(), (SIDE, SIDE), mode="bilinear", antialias=True)[0]
     red, green, blue = small
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue
     differences = F.avg_pool2d(torch.stack([red - green, blue - green]) / 2 + 128, SIDE // COLOUR)
@@ -100,6 +106,7 @@ def near_duplicates(
     places = np.flatnonzero(searched)
     found = describe(thumbnails, places)
     places, descriptors = places[found.flat == 0], found.descriptors
+    let_go(thumbnails)
     rows = int(np.searchsorted(places, len(thumbnails) if among is None else among))
     pairs = candidates(descriptors, rows, progress)
     kept = [
@@ -154,24 +161,29 @@ def candidates(given: Descriptors, rows: int, progress: Progress | None = None) 
     if images < 2:
         return np.empty((0, 2), np.int64)
     limits = limits_of(given)
+    # The lower limit of a pair decides; in this order it is that of the row, but for columns
+    # beyond `rows`.
+    order = np.lexsort((limits.numpy(), np.arange(images) >= rows))
     computed = fastest_type(given)
-    even, odd = given.even.to(computed), given.odd.to(computed)
-    limits = limits.to(computed)
-    found = [np.empty(0, np.int64)]
+    even, odd = given.even[order].to(computed), given.odd[order].to(computed)
+    limits = limits[order].to(computed)
+    found = [np.empty((0, 2), np.int32)]
     for top in range(0, rows, ROWS):
         bottom = min(top + ROWS, rows)
+        corner = [torch.empty(0, 2, dtype=torch.int64)]
         for left in range(top, images, COLUMNS):
-            right = left + COLUMNS
-            scores = even[top:bottom] @ even[left:right].T
-            scores += (odd[top:bottom] @ odd[left:right].T).abs_()
-            high = above(scores, limits[top:bottom]) + torch.tensor([top, left])
-            wide = above(scores.T, limits[left:right]).flip(1) + torch.tensor([top, left])
-            both = torch.cat([high, wide])
-            both = both[both[:, 0] < both[:, 1]]
-            found.append((both[:, 0] * images + both[:, 1]).numpy())
+            scores = even[top:bottom] @ even[left : left + COLUMNS].T
+            scores += (odd[top:bottom] @ odd[left : left + COLUMNS].T).abs_()
+            corner.append(above(scores, limits[top:bottom]) + torch.tensor([top, left]))
+            if left + COLUMNS > rows:
+                columns = above(scores.T, limits[left : left + COLUMNS])
+                corner.append(columns.flip(1) + torch.tensor([top, left]))
+        both = torch.cat(corner)
+        found.append(both[both[:, 0] < both[:, 1]].int().numpy())
         if progress:
             progress(bottom, rows)
-    numbers = np.unique(np.concatenate(found))
+    pairs = np.sort(order[np.concatenate(found)], axis=1)
+    numbers = np.unique(pairs[:, 0] * images + pairs[:, 1])
     return np.stack([numbers // images, numbers % images], axis=1)
 
 
@@ -237,6 +249,7 @@ def first_fit(
             chosen = bases[torch.from_numpy(inverse[part : part + 512])]
             explained = chosen @ edges[part : part + 512, :, None]
             shares[part : part + 512] = explained.square().sum((1, 2))
+        let_go(thumbnails)  # the pages read, which would add up to all
         fits = (shares > FIRST_FIT**2).numpy()
         if fits.any():
             yield places[a[fits]], places[b[fits]], turned.numpy()[fits]
