@@ -105,7 +105,7 @@ def near_duplicates(
     """
     places = np.flatnonzero(searched)
     found = describe(thumbnails, places)
-    places, descriptors = places[found.flat == 0], found.descriptors
+    places, descriptors = places[~found.flat], found.descriptors
     let_go(thumbnails)
     rows = int(np.searchsorted(places, len(thumbnails) if among is None else among))
     pairs = candidates(descriptors, rows, progress)
@@ -138,21 +138,21 @@ def describe(thumbnails: np.ndarray, places: np.ndarray) -> Described:
     )
     across = torch.arange(FREQUENCIES).float()
     weight = (across[:, None] ** 2 + across**2).sqrt()  # 0 for the mean
-    even, odd, flat = [], [], []
+    half = FREQUENCIES * FREQUENCIES // 2
+    # Rooms made before the loop: small results kept between large passing ones would hold those.
+    even, odd = (torch.empty(len(places), half, dtype=torch.bfloat16) for _ in range(2))
+    flat = np.zeros(len(places), bool)
+    kept = 0
     for begin in range(0, len(places), 4096):
         pixels = luminance(thumbnails[places[begin : begin + 4096]])
         dull = pixels.flatten(1).std(1) < FLAT
         spectrum = F.normalize((wave @ pixels[~dull] @ wave.T * weight).flatten(1))
-        spectrum = spectrum.view(-1, FREQUENCIES, FREQUENCIES).bfloat16()
-        even.append(spectrum[:, :, 0::2].flatten(1))
-        odd.append(spectrum[:, :, 1::2].flatten(1))
-        flat.append(dull.numpy())
-    half = FREQUENCIES * FREQUENCIES // 2
-    none = torch.empty(0, half, dtype=torch.bfloat16)
-    return Described(
-        Descriptors(torch.cat([none, *even]), torch.cat([none, *odd])),
-        np.concatenate([np.empty(0, bool), *flat]),
-    )
+        spectrum = spectrum.view(-1, FREQUENCIES, FREQUENCIES)
+        even[kept : kept + len(spectrum)] = spectrum[:, :, 0::2].flatten(1)
+        odd[kept : kept + len(spectrum)] = spectrum[:, :, 1::2].flatten(1)
+        flat[begin : begin + len(pixels)] = dull.numpy()
+        kept += len(spectrum)
+    return Described(Descriptors(even[:kept], odd[:kept]), flat)
 
 
 def candidates(given: Descriptors, rows: int, progress: Progress | None = None) -> np.ndarray:
