@@ -101,6 +101,8 @@ def test_images_without_anything_to_see_are_no_duplicates_of_each_other():
     random = np.random.default_rng(0)
     flat = [np.full((40, 40, 3), grey, np.uint8) for grey in (0, 90, 200)]
     flat += [(random.random((40, 40, 3)) * 3 + 100).astype(np.uint8) for _ in range(3)]
+    ramp = np.linspace(0, 4, 40).round().astype(np.uint8)[None, :, None].repeat(40, 0).repeat(3, 2)
+    flat += [ramp + 90, ramp + 110]  # two walls in the same light
     given = np.stack([small(Image.fromarray(image)) for image in flat])
     assert not len(near_duplicates(given, np.ones(len(given), bool)).first)
 

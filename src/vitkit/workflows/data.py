@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from vitkit.data.audit import (
     look_through,
     parts_of,
     same_bytes,
+    usual_threads,
 )
 from vitkit.data.checks import DataError, some
 from vitkit.data.decode import ImageError
@@ -301,11 +303,15 @@ def features_of(
     """(N, D) float16, on disk; zeros for images that are not searched."""
     places = np.flatnonzero(searched)
     features = None
-    with progress("features", quiet) as shown:
+
+    def prepared(index: int) -> torch.Tensor:
+        source, inner = seen.located(index)
+        return model.preprocessing(source.image(inner))
+
+    with progress("features", quiet) as shown, ThreadPoolExecutor(usual_threads()) as pool:
         for begin in range(0, len(places), BATCH):
             chosen = places[begin : begin + BATCH]
-            located = (seen.located(int(index)) for index in chosen)
-            images = torch.stack([model.preprocessing(s.image(inner)) for s, inner in located])
+            images = torch.stack(list(pool.map(prepared, chosen.tolist())))
             rows = model.run(model.net.features, images).numpy()
             if features is None:
                 shape = (len(seen), rows.shape[1])
