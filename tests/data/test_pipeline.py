@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vitkit.data import pipeline, sampling
+from vitkit.data import pipeline
 from vitkit.data.checks import DataError
 from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError
@@ -293,13 +293,13 @@ class Shards(Numbered):
     def __init__(self, images: int) -> None:
         super().__init__(images)
         self.shard_lengths, self.fetched = [5] * (images // 5), []
+        self.shards_at_once = 2
 
     def prefetch(self, shards) -> None:
         self.fetched.append(list(shards))
 
 
-def test_shards_are_read_one_window_after_another_and_fetched_before(monkeypatch):
-    monkeypatch.setattr(sampling, "SHARDS_AT_ONCE", 2)
+def test_shards_are_read_one_window_after_another_and_fetched_before():
     source = Shards(60)
     numbers = order(taken(stream(source, batch_size=10, threads=0).batches(), 6))
     assert sorted(numbers) == list(range(60))

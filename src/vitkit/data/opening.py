@@ -253,9 +253,9 @@ def table_source(root: Path, names: Sequence[str]) -> Source:
 
 
 def parquet_source(files: Sequence[Path], names: Sequence[str]) -> Source:
-    from vitkit.data.parquet import ParquetSource  # pyarrow takes a while to import
+    from vitkit.data import large_parquet  # pyarrow takes a while to import
 
-    return ParquetSource(files, names)
+    return large_parquet.parquet_source(files, names)
 
 
 def split_tables(root: Path) -> dict[str, list[str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,51 @@ from vitkit.data.source import Source, label_bytes
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label")  # the first is taken
 
 
-class TableSource(Source):
-    """Tables with an image column (bytes, or Hugging Face's {bytes, path}) and a column of labels,
-    which may be lists.
+class Rows(Source):
+    """Rows of files, one file after another: all but where their images are.
+
+    `titles` are what the files are called in messages, `names` in keys; `lengths` are their rows.
+    """
+
+    def __init__(
+        self,
+        titles: Sequence[str],
+        names: Sequence[str],
+        lengths: Sequence[int],
+        labels: Any,
+        class_names: list[str],
+    ) -> None:
+        self.titles, self.names = list(titles), list(names)
+        self.labels, self.class_names = labels, class_names
+        self.starts = np.cumsum([0, *lengths]).tolist()
+
+    def located(self, index: int) -> tuple[int, int]:
+        """(which file, which row of it)"""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        file = bisect_right(self.starts, index) - 1
+        return file, index - self.starts[file]
+
+    def key(self, index: int) -> str:
+        file, row = self.located(index)
+        return f"{self.names[file]}:{row}"
+
+    def name(self, index: int) -> str:
+        file, row = self.located(index)
+        return f"{self.titles[file]} row {row}"
+
+    def fingerprint(self) -> str:
+        return digest([*self.class_names, label_bytes(self.labels), self.content])
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all images, kept because both halves of a split ask for it."""
+        raise NotImplementedError
+
+
+class TableSource(Rows):
+    """Tables in memory with an image column (bytes, or Hugging Face's {bytes, path}) and a column
+    of labels, which may be lists.
 
     `titles` are what they are called in messages, `names` in keys. Where a row has a path alone,
     the file is read if it lies below one of `trusted`.
@@ -36,12 +79,15 @@ class TableSource(Source):
         names: Sequence[str],
         trusted: Sequence[str] = (),
     ) -> None:
-        self.titles, self.names, self.trusted = list(titles), list(names), list(trusted)
-        more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
-        self.images, self.paths, self.labels, self.class_names = columns_of(
-            tables, f"{titles[0]}{more}"
-        )
-        self.starts = np.cumsum([0, *(table.num_rows for table in tables)]).tolist()
+        title = title_of(titles)
+        table = joined(tables, title)
+        image_column, label_column = find_columns(table.schema, title)
+        self.images, self.paths = parts_of_images(table.column(image_column))
+        schemas = [table.schema for table in tables]
+        labels, class_names = labels_of(table.column(label_column), label_column, schemas, title)
+        lengths = [table.num_rows for table in tables]
+        super().__init__(titles, names, lengths, labels, class_names)
+        self.trusted = list(trusted)
 
     def encoded(self, index: int) -> bytes:
         data = self.images[index].as_py()
@@ -55,27 +101,8 @@ class TableSource(Source):
         with open(real, "rb") as file:
             return file.read()
 
-    def located(self, index: int) -> tuple[int, int]:
-        """(which table, which row of it)"""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        table = bisect_right(self.starts, index) - 1
-        return table, index - self.starts[table]
-
-    def key(self, index: int) -> str:
-        table, row = self.located(index)
-        return f"{self.names[table]}:{row}"
-
-    def name(self, index: int) -> str:
-        table, row = self.located(index)
-        return f"{self.titles[table]} row {row}"
-
-    def fingerprint(self) -> str:
-        return digest([*self.class_names, label_bytes(self.labels), self.content])
-
     @cached_property
     def content(self) -> str:
-        """A hash of all images, kept because both halves of a split ask for it."""
         if not self.trusted:
             return digest(memoryview(value.as_buffer() or b"") for value in self.images)
         return digest(self.encoded(index) for index in range(len(self)))
@@ -90,29 +117,47 @@ class ParquetSource(TableSource):
 
 
 def read_table(path: Path) -> pa.Table:
-    try:
+    with readable(path):
         if path.suffix == ".arrow":
             with pa.memory_map(str(path)) as file:
                 return pa.ipc.open_stream(file).read_all()
         return pq.read_table(path, memory_map=True)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """DataError where pyarrow cannot read a file."""
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
         kind = path.suffix[1:]
         raise DataError(f"{path}: not readable as {kind}: {first_line(error)}") from error
 
 
-def columns_of(
-    tables: Sequence[pa.Table], title: str
-) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None, Any, list[str]]:
-    """(encoded images, their paths, labels, class names) of tables with the same columns, all in
-    one."""
+@contextmanager
+def fitting(title: str) -> Iterator[None]:
+    """DataError where pyarrow cannot make one table of several files."""
     try:
-        # "permissive" joins columns of int32 and int64, or of string and large_string.
-        table = pa.concat_tables(tables, promote_options="permissive")
+        yield
     except pa.ArrowException as error:
         raise DataError(f"{title}: the files do not fit together: {first_line(error)}") from error
-    image_column, label_column = find_columns(table.schema, title)
-    images, paths = parts_of_images(table.column(image_column))
-    column = table.column(label_column)
+
+
+def title_of(titles: Sequence[str]) -> str:
+    """Several files in a message."""
+    return f"{titles[0]} and {len(titles) - 1} more" if len(titles) > 1 else titles[0]
+
+
+def joined(tables: Sequence[pa.Table], title: str) -> pa.Table:
+    with fitting(title):
+        # "permissive" joins columns of int32 and int64, or of string and large_string.
+        return pa.concat_tables(tables, promote_options="permissive")
+
+
+def labels_of(
+    column: pa.ChunkedArray, label_column: str, schemas: Sequence[pa.Schema], title: str
+) -> tuple[Any, list[str]]:
+    """(labels, class names) of the label column of files with these schemas."""
     if column.null_count:
         raise DataError(
             f"{title}: {column.null_count} of {len(column)} labels are missing in the "
@@ -120,18 +165,16 @@ def columns_of(
         )
     if not len(column):
         raise DataError(f"{title}: found no rows; expected images and labels")
-    names = common_names(tables, label_column, title)
+    names = common_names(schemas, label_column, title)
     if not is_list(column.type):
-        labels, names = numbered(column, names, label_column, title)
-        return images, paths, labels, names
-    column = column.combine_chunks()
-    labels, names = numbered(column.flatten(), names, label_column, title)
-    starts = np.cumsum([0, *column.value_lengths().to_numpy(zero_copy_only=False)])
-    rows = np.repeat(np.arange(len(column)), np.diff(starts))
+        return numbered(column, names, label_column, title)
+    lists = column.combine_chunks()
+    labels, names = numbered(lists.flatten(), names, label_column, title)
+    starts = np.cumsum([0, *lists.value_lengths().to_numpy(zero_copy_only=False)])
+    rows = np.repeat(np.arange(len(lists)), np.diff(starts))
     ones = np.ones(len(labels), dtype=bool)
     # Made from pairs, a label that an image has twice counts once.
-    shape = (len(column), len(names))
-    return images, paths, csr_array((ones, (rows, labels)), shape=shape), names
+    return csr_array((ones, (rows, labels)), shape=(len(lists), len(names))), names
 
 
 def parts_of_images(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
@@ -216,9 +259,9 @@ def is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def common_names(tables: Sequence[pa.Table], column: str, title: str) -> list[str] | None:
+def common_names(schemas: Sequence[pa.Schema], column: str, title: str) -> list[str] | None:
     """The names of a ClassLabel column, if all files have the same in the same order."""
-    found = [class_names_in(table.schema, column) for table in tables]
+    found = [class_names_in(schema, column) for schema in schemas]
     for other in found[1:]:
         if other != found[0]:
             raise DataError(

@@ -14,7 +14,6 @@ from vitkit.data.order import mixed, shards_around, shuffled, windowed
 from vitkit.data.source import Source
 
 MIXTURE = 10_000  # places, among which every source of a mixture has its exact share
-SHARDS_AT_ONCE = 8  # shards fetched from afar that are shuffled together
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ class Order:
         for epoch in np.unique(epochs).tolist():
             of_it = epochs == epoch
             key = keyed(self.seed, epoch)
-            indices[of_it] = windowed(inside[of_it], lengths, SHARDS_AT_ONCE, key)
+            at_once = self.source.shards_at_once
+            indices[of_it] = windowed(inside[of_it], lengths, at_once, key)
         return indices
 
     def shards(self, place: int) -> list[int]:
@@ -90,7 +90,8 @@ class Order:
             return []
         (place,) = self.without_repeats(np.array([place])).tolist()
         epoch, inside = divmod(place, len(self.source))
-        return shards_around(inside, lengths, SHARDS_AT_ONCE, keyed(self.seed, epoch))
+        at_once = self.source.shards_at_once
+        return shards_around(inside, lengths, at_once, keyed(self.seed, epoch))
 
     def without_repeats(self, places: np.ndarray) -> np.ndarray:
         """Places in a stream in which every image comes once. Repeats lie far apart in a batch, so

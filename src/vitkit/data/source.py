@@ -31,6 +31,9 @@ class Source(ABC):
     # How many images lie in each shard, in order, where shards are to be read one after another
     # because they are fetched from afar; None where any order costs the same.
     shard_lengths: Sequence[int] | None = None
+    # How many of those shards are read together, their images shuffled among each other. It
+    # decides the order of a run, so it may depend on the data but never on the machine.
+    shards_at_once: int = 8
     # How many images come from each of several DATA, in order.
     part_lengths: Sequence[int] | None = None
 
@@ -170,6 +173,8 @@ class Concatenated(Source):
         self.part_lengths = [len(part) for part in parts]
         if any(part.shard_lengths is not None for part in parts):
             self.shard_lengths = [n for part in parts for n in part.shard_lengths or [len(part)]]
+            sharded = [part for part in parts if part.shard_lengths is not None]
+            self.shards_at_once = min(part.shards_at_once for part in sharded)
 
     def locate(self, index: int) -> tuple[Source, int]:
         part = bisect_right(self.starts, index) - 1
@@ -219,6 +224,7 @@ class Subset(Source):
         self.labels = source.labels[self.indices]
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
+        self.shards_at_once = source.shards_at_once
         if (np.diff(self.indices) >= 0).all():
             if source.shard_lengths is not None:
                 self.shard_lengths = chosen_in_each(self.indices, source.shard_lengths)
@@ -267,6 +273,7 @@ class Without(Source):
         self.kept_before = self.left_out - np.arange(len(self.left_out))
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
+        self.shards_at_once = source.shards_at_once
         self.shard_lengths = without_chosen(self.left_out, source.shard_lengths)
         self.part_lengths = without_chosen(self.left_out, source.part_lengths)
 

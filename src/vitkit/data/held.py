@@ -1,0 +1,56 @@
+"""Columns read from files, held in memory up to a bound that all threads share."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import pyarrow as pa
+
+
+class Held:
+    """Columns by key, `most` bytes of them with those that are being read. The longest unused are
+    let go first; a column that one thread reads, others wait for.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.columns: OrderedDict[Hashable, pa.ChunkedArray] = OrderedDict()
+        self.reading: set[Hashable] = set()
+        self.total = 0  # bytes of those that are held or being read
+        self.changed = threading.Condition()
+
+    def get(self, key: Hashable, size: int, read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
+        """The column of this key, by `read` where it is not held; about `size` bytes are expected.
+        Raises what `read` raises, and then holds nothing new."""
+        with self.changed:
+            while key not in self.columns and not self.may_read(key, size):
+                self.changed.wait()
+            if key in self.columns:
+                self.columns.move_to_end(key)
+                return self.columns[key]
+            self.reading.add(key)
+            self.total += size
+        column = None
+        try:
+            column = read()
+            return column
+        finally:
+            with self.changed:
+                self.reading.remove(key)
+                self.total -= size
+                if column is not None:
+                    self.columns[key] = column
+                    self.total += column.nbytes
+                self.changed.notify_all()
+
+    def may_read(self, key: Hashable, size: int) -> bool:
+        """Whether this thread is to read the column now; makes room for it."""
+        if key in self.reading:
+            return False
+        while self.columns and self.total + size > self.most:
+            _, oldest = self.columns.popitem(last=False)
+            self.total -= oldest.nbytes
+        # What is larger than the bound is read while nothing else is.
+        return not self.reading or self.total + size <= self.most
