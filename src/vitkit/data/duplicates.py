@@ -40,6 +40,7 @@ SAMPLE = 2048  # images by which the limits are set
 FEW = 1000  # images of which all pairs are compared
 FIRST_FIT = 0.75  # correlation of gradients that a pair must have after a linear fit
 THRESHOLD = 0.8  # similarity of near-duplicates
+BUSY = 0.6  # share of an image in which there is something; less makes likeness doubtful
 COLOURS_APART = 0.5  # share of the colour that may differ; 1: nothing in common
 FURTHEST = 0.13  # of the half side: how far a crop may shift and stretch an image
 STEPS = (2, 3)  # of the alignment, before and after hopeless pairs are dropped
@@ -305,8 +306,9 @@ def similarity(first: np.ndarray, second: np.ndarray, turned: np.ndarray) -> Ten
     """(n,) of thumbnails (n, BYTES): how alike they are once aligned, at most 1.
 
     The smaller of two: the correlation of the gradients, which a few strong edges can decide, and
-    the mean correlation within small windows, which noise in dark corners can. 0 where the colours
-    contradict.
+    the mean correlation within small windows, which noise in dark corners can. What lacks to 1
+    counts for more where most of an image is empty, as around a needle on white paper: any other
+    needle fits. 0 where the colours contradict.
     """
     mirror = torch.from_numpy(turned)
     a, b = unit(luminance(first)), unit(luminance(second))
@@ -316,7 +318,9 @@ def similarity(first: np.ndarray, second: np.ndarray, turned: np.ndarray) -> Ten
     left = by_gradients(a, *warped(b, warp)) > HOPELESS
     a, b = a[left], b[left]
     aligned, seen = warped(b, align(a, b, warp[left], STEPS[1]))
-    alike[left] = torch.minimum(by_gradients(a, aligned, seen), by_windows(a, aligned, seen))
+    found = torch.minimum(by_gradients(a, aligned, seen), by_windows(a, aligned, seen))
+    doubt = (BUSY / torch.minimum(busy(a), busy(b))).clamp(min=1)
+    alike[left] = 1 - (1 - found) * doubt
     one, other = colours(first), colours(second)
     other = torch.where(mirror[:, None, None, None], other.flip(-1), other)
     size = one.square().mean((1, 2, 3)).sqrt() + other.square().mean((1, 2, 3)).sqrt()
@@ -387,6 +391,13 @@ def by_windows(a: Tensor, b: Tensor, seen: Tensor) -> Tensor:
     correlation = together / ((var_a * var_b).sqrt() + 0.001)
     weight = ((var_a + var_b) / 2).pow(0.25) * (share > 0.6)
     return (weight * correlation).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+
+
+def busy(pixels: Tensor) -> Tensor:
+    """(n,) share of the windows in which an image has its contrast: 1 if all have as much."""
+    contrast = mean_of_window(pixels.square()) - mean_of_window(pixels).square()
+    contrast = contrast.clamp(min=1e-6).sqrt().flatten(1)
+    return contrast.mean(1).square() / contrast.square().mean(1)
 
 
 def mean_of_window(values: Tensor) -> Tensor:
