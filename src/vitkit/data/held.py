@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable
 
 import pyarrow as pa
 
+RETURNED = 2**24  # bytes let go, after which memory is returned to the system: it takes 1 ms
+
 
 class Held:
     """Columns by key, `most` bytes of them with those that are being read. The longest unused are
@@ -19,6 +21,7 @@ class Held:
         self.columns: OrderedDict[Hashable, pa.ChunkedArray] = OrderedDict()
         self.reading: set[Hashable] = set()
         self.total = 0  # bytes of those that are held or being read
+        self.let_go = 0  # bytes, since memory was last returned to the system
         self.changed = threading.Condition()
 
     def get(self, key: Hashable, size: int, read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
@@ -52,5 +55,11 @@ class Held:
         while self.columns and self.total + size > self.most:
             _, oldest = self.columns.popitem(last=False)
             self.total -= oldest.nbytes
+            self.let_go += oldest.nbytes
+            del oldest
+        if self.let_go >= RETURNED:
+            # Or the allocator keeps half as much again as is held.
+            pa.default_memory_pool().release_unused()
+            self.let_go = 0
         # What is larger than the bound is read while nothing else is.
         return not self.reading or self.total + size <= self.most
