@@ -41,7 +41,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from racing import machine
-from vitkit.data.augment import Augmenter
+from vitkit.data.augmentation.augment import Augmenter
 from vitkit.data.crops import RandomCrop
 from vitkit.data.kept import KeptOnDevice
 from vitkit.data.opening import open_data
@@ -215,8 +215,12 @@ def torchvision_photos(by: str) -> Maker:
 
 def loader(dataset: Any, args: argparse.Namespace, **more: Any) -> Batches:
     shuffle = not isinstance(dataset, IterableDataset)
-    return endless(DataLoader(dataset, args.batch_size, shuffle=shuffle, drop_last=True,
-                              num_workers=args.workers, persistent_workers=True, **more))  # fmt: skip
+    return endless(
+        DataLoader(
+            dataset, args.batch_size, shuffle=shuffle, drop_last=True, num_workers=args.workers,
+            persistent_workers=True, **more,
+        )
+    )  # fmt: skip
 
 
 def datasets_photos(args: argparse.Namespace) -> Batches:

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from vitkit.data.index import write_columns
-from vitkit.data.index_content import Content, Rows, shards_info
+from vitkit.data.indexes.content import Content, Rows, shards_info
+from vitkit.data.indexes.index import write_columns
 from vitkit.data.sampling import Order
-from vitkit.data.shards import Shard
+from vitkit.data.tars.shards import Shard
 from vitkit.workflows.task import Task, open_task
 
 RESULTS = Path(__file__).with_name("results") / "index.json"

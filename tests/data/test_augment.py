@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from vitkit.data import erasing, jitter
-from vitkit.data import mixup as mixing
-from vitkit.data.augment import LEVELS, Augmenter, resolved
+from vitkit.data.augmentation import erasing, jitter
+from vitkit.data.augmentation import mixup as mixing
+from vitkit.data.augmentation.augment import LEVELS, Augmenter, resolved
 from vitkit.data.draws import Purpose, uniforms
 from vitkit.errors import UsageError
 

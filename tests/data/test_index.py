@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from test_sources import encoded, value_of, write_images
 
 from vitkit.data.checks import DataError
-from vitkit.data.index import build_index, open_index, write_index
+from vitkit.data.indexes.index import build_index, open_index, write_index
 from vitkit.data.opening import digits, held_out, open_data
 from vitkit.data.source import ArraySource, Concatenated, Splits, Subset, Without
 
@@ -174,7 +174,7 @@ def test_an_index_is_written_whole_or_not_at_all(photos, tmp_path, monkeypatch):
     def full(folder, name, texts):
         raise OSError("no space left")
 
-    monkeypatch.setattr("vitkit.data.index.write_texts", full)
+    monkeypatch.setattr("vitkit.data.indexes.index.write_texts", full)
     with pytest.raises(OSError, match="no space"):
         build_index(photos, tmp_path / "photos.index")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

@@ -12,9 +12,16 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from vitkit.data import randaugment as module
+from vitkit.data.augmentation import randaugment as module
+from vitkit.data.augmentation.randaugment import (
+    DRAWS,
+    GREY,
+    MOVES,
+    OPERATIONS,
+    one_layer,
+    randaugment,
+)
 from vitkit.data.draws import Purpose, uniforms
-from vitkit.data.randaugment import DRAWS, GREY, MOVES, OPERATIONS, one_layer, randaugment
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "randaugment" / "io.npz"
 CPU = torch.device("cpu")
@@ -225,7 +232,7 @@ def recorded(monkeypatch, images: int, layers: int) -> tuple[np.ndarray, np.ndar
         return some
 
     monkeypatch.setattr(module, "one_layer", record)
-    monkeypatch.setattr("vitkit.data.placing.CACHED", 2**30)
+    monkeypatch.setattr("vitkit.data.augmentation.placing.CACHED", 2**30)
     randaugment(torch.zeros(images, 3, 1, 1, dtype=torch.uint8), drawn(images, layers), layers, 15)
     chosen, draws = zip(*seen, strict=True)
     return np.stack(chosen), np.stack(draws)
@@ -284,7 +291,7 @@ def test_an_image_does_not_depend_on_those_it_comes_with(seed, magnitude, size):
 def test_batches_that_leave_the_caches_give_the_same_images(monkeypatch):
     images = torch.stack([noise_image(seed=n) for n in range(20)])
     expected = randaugment(images, drawn(20, 2), 2, 15)
-    monkeypatch.setattr("vitkit.data.placing.CACHED", 7 * images[0].numel())
+    monkeypatch.setattr("vitkit.data.augmentation.placing.CACHED", 7 * images[0].numel())
     assert torch.equal(randaugment(images, drawn(20, 2), 2, 15), expected)
 
 

@@ -18,10 +18,11 @@ import pytest
 from test_sources import encoded, value_of
 
 from file_server import Faults, serving
-from vitkit.data import remote, remote_cache
 from vitkit.data.checks import DataError
-from vitkit.data.index import build_index, open_index, write_index
+from vitkit.data.indexes.index import build_index, open_index, write_index
 from vitkit.data.opening import held_out, open_data
+from vitkit.data.remote import cache as remote_cache
+from vitkit.data.remote import reading as remote
 from vitkit.data.source import Concatenated, Splits, Subset
 from vitkit.errors import UsageError
 
@@ -310,7 +311,9 @@ def test_shards_of_parts_of_a_source_are_prefetched_by_their_place(tmp_path, mon
 def test_threads_and_processes_share_the_cache(tmp_path):
     folder = write_shards(tmp_path / "shards", shards=6)
     code = (
-        "import sys\nfrom vitkit.data import remote, remote_cache\n"
+        "import sys\n"
+        "from vitkit.data.remote import cache as remote_cache\n"
+        "from vitkit.data.remote import reading as remote\n"
         "shards = remote.remote_shards([f'{sys.argv[1]}/00{n}.tar' for n in range(6)])\n"
         "print(*(remote_cache.read(s, 0, 4).decode() for _ in range(9) for s in shards))"
     )
@@ -440,7 +443,7 @@ def test_local_data_does_not_import_network_code(tmp_path):
     code = (
         "import sys\nfrom vitkit.data.opening import open_data\n"
         f"open_data({str(tmp_path / 'shards')!r}).train.encoded(0)\n"
-        "assert not {'fsspec', 'aiohttp', 'vitkit.data.remote'} & set(sys.modules)"
+        "assert not {'fsspec', 'aiohttp', 'vitkit.data.remote.reading'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitkit.data.checks import DataError
 from vitkit.data.decode import ImageError
-from vitkit.data.image_files import Names
+from vitkit.data.formats.image_files import Names
 from vitkit.data.opening import digits, held_out, image_side, open_data, require_classes
 from vitkit.data.source import (
     ArraySource,

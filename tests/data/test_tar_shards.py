@@ -11,13 +11,14 @@ import threading
 import pytest
 from test_sources import encoded, value_of
 
-from vitkit.data import shards as shard_files
-from vitkit.data import tar_samples, tar_shards
 from vitkit.data.checks import DataError
-from vitkit.data.index import build_index, open_index, write_index
+from vitkit.data.indexes.index import build_index, open_index, write_index
 from vitkit.data.opening import held_out, open_data
 from vitkit.data.source import Concatenated, Splits, Subset, Without
-from vitkit.data.tar_shards import is_tar, open_tars, tar_files, without_braces
+from vitkit.data.tars import opening as tar_shards
+from vitkit.data.tars import samples as tar_samples
+from vitkit.data.tars import shards as shard_files
+from vitkit.data.tars.opening import is_tar, open_tars, tar_files, without_braces
 from vitkit.errors import UsageError
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from vitkit.data.checks import DataError
+from vitkit.data.formats.plain_pickle import Built, PickleError, array_of, load_plain
 from vitkit.data.opening import open_data
-from vitkit.data.plain_pickle import Built, PickleError, array_of, load_plain
 from vitkit.data.source import Source
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from file_server import Faults, serving
-from vitkit.data import remote, remote_cache
 from vitkit.data.checks import DataError
 from vitkit.data.order import shards_around, windowed
-from vitkit.data.tar_shards import open_tars
+from vitkit.data.remote import cache as remote_cache
+from vitkit.data.remote import reading as remote
+from vitkit.data.tars.opening import open_tars
 
 pytestmark = pytest.mark.faults
 

@@ -7,9 +7,9 @@ import signal
 import pytest
 import torch
 
+from vitkit.data.crops import RandomCrop
 from vitkit.data.opening import digits
 from vitkit.data.pipeline import Batch, TrainingStream
-from vitkit.data.crops import RandomCrop
 from vitkit.data.transforms import Preprocessing
 from vitkit.models.variants import build
 from vitkit.objectives.supervised import cross_entropy

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_loop import setup
 
+from vitkit.data.crops import RandomCrop
 from vitkit.data.opening import digits
 from vitkit.data.pipeline import TrainingStream
-from vitkit.data.crops import RandomCrop
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import build, config
 from vitkit.training import storage

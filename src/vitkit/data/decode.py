@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchcodec.decoders import (  # pyright: ignore[reportPrivateImportUsage]
-    decode_image,
-    decode_jpeg,
+from torchcodec.decoders import (
+    decode_image,  # pyright: ignore[reportPrivateImportUsage]
+    decode_jpeg,  # pyright: ignore[reportPrivateImportUsage]
 )
 
 from vitkit.errors import VitkitError

@@ -27,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitkit.data.columns import let_go
+from vitkit.data.indexes.columns import let_go
 
 SIDE = 32  # of a thumbnail's luminance; its two colour differences are 8x8
 COLOUR = 8

@@ -157,19 +157,19 @@ class KeptOnDisk:
 
     def write(self, index: int, image: Tensor) -> None:
         # Rows of pixels with their colours side by side, as decoders give them.
-        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        height, width = image.shape[1:]
+        pixels = image.permute(1, 2, 0).numpy().tobytes()
         with self.lock:
-            if self.full or self.end + pixels.nbytes > self.limit:
+            if self.full or self.end + len(pixels) > self.limit:
                 return
             offset = self.end
-            self.end += pixels.nbytes
+            self.end += len(pixels)
         try:
-            if os.pwrite(self.descriptor, pixels, offset) < pixels.nbytes:
+            if os.pwrite(self.descriptor, pixels, offset) < len(pixels):
                 raise OSError("the disk is full")
         except OSError:
             self.full = True
             return
-        height, width = pixels.shape[:2]
         self.where[index, 1:] = offset, height << 32 | width, zlib.crc32(pixels)
         self.where[index, 0] = self.number
         self.known[index] = True

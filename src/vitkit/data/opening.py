@@ -12,7 +12,7 @@ import numpy as np
 
 from vitkit.data.checks import DataError, missing_shards, require_all_shards, some
 from vitkit.data.decode import ImageError
-from vitkit.data.folders import (
+from vitkit.data.formats.folders import (
     SPLITS,
     existing,
     has_class_folders,
@@ -26,10 +26,8 @@ from vitkit.data.folders import (
     subfolders,
     table_files,
 )
-from vitkit.data.holding_out import held_out_indices
-from vitkit.data.image_files import FolderSource
-from vitkit.data.index import is_index, open_index
-from vitkit.data.label_files import (
+from vitkit.data.formats.image_files import FolderSource
+from vitkit.data.formats.label_files import (
     IMAGE_FOLDERS,
     LIST_SUFFIXES,
     OtherListError,
@@ -40,10 +38,12 @@ from vitkit.data.label_files import (
     require_images,
     sources_of,
 )
-from vitkit.data.shards import is_url
+from vitkit.data.formats.torchvision_sets import open_published
+from vitkit.data.holding_out import held_out_indices
+from vitkit.data.indexes.index import is_index, open_index
 from vitkit.data.source import ArraySource, Concatenated, Source, Splits, Subset, Without, strata
-from vitkit.data.tar_shards import is_tar, open_tars, tar_files
-from vitkit.data.torchvision_sets import open_published
+from vitkit.data.tars.opening import is_tar, open_tars, tar_files
+from vitkit.data.tars.shards import is_url
 
 WRAPPERS = 8  # folders within each other that are looked through
 
@@ -144,7 +144,7 @@ def open_one(word: str | Path) -> Splits:
     if str(word) == "digits":
         return digits()
     if str(word).startswith("hf:"):
-        from vitkit.data.hub import open_hub
+        from vitkit.data.formats.hub import open_hub
 
         return open_hub(str(word))
     if is_tar(word):
@@ -185,13 +185,13 @@ def on_disk(word: str | Path) -> Path:
     """A file that is there, or was fetched from its URL."""
     if not is_url(word):
         return existing(word)
-    from vitkit.data.remote_data import fetched
+    from vitkit.data.remote.opening import fetched
 
     return fetched(str(word))
 
 
 def open_url(url: str) -> Splits:
-    from vitkit.data.remote_data import open_remote
+    from vitkit.data.remote.opening import open_remote
 
     return open_remote(url)
 
@@ -253,7 +253,7 @@ def table_source(root: Path, names: Sequence[str]) -> Source:
 
 
 def parquet_source(files: Sequence[Path], names: Sequence[str]) -> Source:
-    from vitkit.data import large_parquet  # pyarrow takes a while to import
+    from vitkit.data.formats import large_parquet  # pyarrow takes a while to import
 
     return large_parquet.parquet_source(files, names)
 

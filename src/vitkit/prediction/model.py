@@ -21,7 +21,7 @@ from vitkit.checkpoints.hub import fetch, is_remote
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.checkpoints.published import PUBLISHED, row_of
 from vitkit.data.decode import ImageError, decode, decode_by_pillow
-from vitkit.data.folders import images_in
+from vitkit.data.formats.folders import images_in
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, VitkitError
 from vitkit.models.nets import Net

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from vitkit.data.augment import Augmenter, resolved
+from vitkit.data.augmentation.augment import Augmenter, resolved
 from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing, normalised, normalising_constants
 from vitkit.errors import VitkitError

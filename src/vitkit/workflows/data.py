@@ -33,7 +33,7 @@ from vitkit.data.audit import (
 from vitkit.data.checks import DataError, some
 from vitkit.data.decode import ImageError
 from vitkit.data.duplicates import THRESHOLD, Pairs, groups_of
-from vitkit.data.index import build_index, write_index
+from vitkit.data.indexes.index import build_index, write_index
 from vitkit.data.opening import open_data
 from vitkit.data.source import Concatenated, Source, Splits, Subset, Without, strata
 from vitkit.errors import UsageError

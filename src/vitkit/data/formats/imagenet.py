@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.checks import DataError, first_line, some
-from vitkit.data.folders import files_in, subfolders
-from vitkit.data.image_files import FileSource, FolderSource
+from vitkit.data.formats.folders import files_in, subfolders
+from vitkit.data.formats.image_files import FileSource, FolderSource
 from vitkit.data.source import Splits
 
 WNID = re.compile(r"n\d{8}")

@@ -15,9 +15,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from vitkit.data.checks import DataError, some
-from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
-from vitkit.data.shards import FILES
-from vitkit.data.tar_members import Member, Problems, members
+from vitkit.data.formats.folders import IMAGE_SUFFIXES, SPLITS
+from vitkit.data.tars.members import Member, Problems, members
+from vitkit.data.tars.shards import FILES
 
 LABEL_FIELDS = ("label", "labels", "class", "cls", "target", "class_id", "class_name", "category")
 MOST_VALUES = 1_000_000  # different labels

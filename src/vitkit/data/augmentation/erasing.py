@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitkit.data.placing import placed
-from vitkit.data.randaugment import inside
+from vitkit.data.augmentation.placing import placed
+from vitkit.data.augmentation.randaugment import inside
 
 AREA = (0.02, 0.33)  # share of the image; uniform
 ASPECT = (0.3, 3.3)  # height over width; its logarithm is uniform

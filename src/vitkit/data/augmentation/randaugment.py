@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitkit.data.placing import parts, placed
+from vitkit.data.augmentation.placing import parts, placed
 
 TABLES = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness", "Contrast")
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitkit.data.checks import DataError, digest
-from vitkit.data.columns import read_at
+from vitkit.data.indexes.columns import read_at
 
 OPEN_FILES = 64  # kept open at most
 SECRETS = re.compile(r"(?<=://)[^/@\s]*@|[?#][^\s'\")\]]*")
@@ -104,7 +104,7 @@ class Shards:
                 "index does not fit it, build it again"
             )
         if is_url(shard.place):
-            from vitkit.data import remote_cache
+            from vitkit.data.remote import cache as remote_cache
 
             return remote_cache.read(shard, offset, size)
         data = FILES.read(shard.place, size, offset)
@@ -117,7 +117,7 @@ class Shards:
         """A path at which the whole shard lies while the block lasts."""
         shard = self.all[number]
         if is_url(shard.place):
-            from vitkit.data import remote_cache
+            from vitkit.data.remote import cache as remote_cache
 
             with remote_cache.on_disk(shard) as path:
                 yield path
@@ -128,7 +128,7 @@ class Shards:
         """Fetch these shards in the background, where they lie afar."""
         wanted = [self.all[number] for number in numbers if is_url(self.all[number].place)]
         if wanted:
-            from vitkit.data import remote_cache
+            from vitkit.data.remote import cache as remote_cache
 
             remote_cache.prefetch(wanted)
 

@@ -21,20 +21,28 @@ import numpy as np
 
 from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest, first_line, some
-from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
-from vitkit.data.index import SPLIT_NAMES, open_index, read_info, write_columns
-from vitkit.data.index_content import Content, Rows, shards_info
-from vitkit.data.locks import locked, unwritable
-from vitkit.data.shards import FILES, Shard, Shards, ends_of, is_url, local_shard, without_secrets
+from vitkit.data.formats.folders import IMAGE_SUFFIXES, SPLITS
+from vitkit.data.indexes.content import Content, Rows, shards_info
+from vitkit.data.indexes.index import SPLIT_NAMES, open_index, read_info, write_columns
+from vitkit.data.remote.locks import locked, unwritable
 from vitkit.data.source import Splits, label_bytes
-from vitkit.data.tar_members import Problems
-from vitkit.data.tar_samples import (
+from vitkit.data.tars.members import Problems
+from vitkit.data.tars.samples import (
     Samples,
     Values,
     classes_of,
     label_all,
     note_duplicates,
     samples_in,
+)
+from vitkit.data.tars.shards import (
+    FILES,
+    Shard,
+    Shards,
+    ends_of,
+    is_url,
+    local_shard,
+    without_secrets,
 )
 from vitkit.errors import UsageError
 
@@ -140,7 +148,7 @@ def expanded(word: str) -> list[str]:
     """The files of one word: {000..099} and {a,b} written out, then * and ? looked up."""
     words = without_braces(word)
     if is_url(word):
-        from vitkit.data.remote import matching
+        from vitkit.data.remote.reading import matching
 
         return [url for one in words for url in (matching(one) if "*" in one else [one])]
     words = [str(Path(one).expanduser()) for one in words]
@@ -179,7 +187,7 @@ def without_braces(word: str) -> list[str]:
 def found_shards(places: Sequence[str], title: str) -> list[Shard]:
     """What each shard is like now. DataError that counts and names those that are not there."""
     if is_url(places[0]):
-        from vitkit.data.remote import remote_shards
+        from vitkit.data.remote.reading import remote_shards
 
         return remote_shards(places)
     shards, missing = [], []
@@ -229,7 +237,7 @@ def class_names_beside(shards: Sequence[Shard]) -> list[str] | None:
 
 def small_file(place: str) -> bytes | None:
     if is_url(place):
-        from vitkit.data.remote import small_remote_file
+        from vitkit.data.remote.reading import small_remote_file
 
         return small_remote_file(place)
     path = Path(place)

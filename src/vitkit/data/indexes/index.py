@@ -24,8 +24,8 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from vitkit.data.checks import DataError
-from vitkit.data.columns import Texts, write_numbers, write_texts
-from vitkit.data.index_content import (
+from vitkit.data.indexes.columns import Texts, write_numbers, write_texts
+from vitkit.data.indexes.content import (
     Content,
     Rows,
     all_files,
@@ -36,10 +36,17 @@ from vitkit.data.index_content import (
     signature,
     tar_content,
 )
-from vitkit.data.index_places import INFO, found_place, found_words, trust
-from vitkit.data.indexed import Columns, IndexedFiles, IndexedRows, Part, TarSource, stays_below
-from vitkit.data.shards import Shard, Shards, ends_of, is_url, local_shard
+from vitkit.data.indexes.places import INFO, found_place, found_words, trust
+from vitkit.data.indexes.sources import (
+    Columns,
+    IndexedFiles,
+    IndexedRows,
+    Part,
+    TarSource,
+    stays_below,
+)
 from vitkit.data.source import Source, Splits
+from vitkit.data.tars.shards import Shard, Shards, ends_of, is_url, local_shard
 from vitkit.files import whole_folder
 
 FORMAT, VERSION = "vitkit index", 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 
 from vitkit.data.checks import DataError, some
-from vitkit.data.folders import has_image_suffix, scanned
+from vitkit.data.formats.folders import has_image_suffix, scanned
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")

@@ -13,9 +13,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from vitkit.data.checks import DataError
-from vitkit.data.columns import Numbers, Texts, let_go, mapped
-from vitkit.data.shards import Shards, is_url
+from vitkit.data.indexes.columns import Numbers, Texts, let_go, mapped
 from vitkit.data.source import Source
+from vitkit.data.tars.shards import Shards, is_url
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class IndexedFiles(Indexed):
     def encoded(self, index: int) -> bytes:
         place = self.file(index)
         if is_url(place):
-            from vitkit.data.remote import read_whole
+            from vitkit.data.remote.reading import read_whole
 
             return read_whole(place)
         with open(place, "rb") as file:

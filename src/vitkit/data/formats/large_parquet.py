@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitkit.data.checks import DataError, digest, first_line
-from vitkit.data.held import Held
-from vitkit.data.parquet import (
+from vitkit.data.formats.parquet import (
     ParquetSource,
     Rows,
     find_columns,
@@ -29,6 +28,7 @@ from vitkit.data.parquet import (
     readable,
     title_of,
 )
+from vitkit.data.held import Held
 
 IN_MEMORY = 2**30  # bytes of images that are read at once
 LARGEST_GROUP = 2**30  # bytes of images in a row group that can be read alone

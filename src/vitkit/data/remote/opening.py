@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from vitkit.data import remote
 from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest, some
-from vitkit.data.folders import IMAGE_SUFFIXES, SPLITS
-from vitkit.data.index import open_index, read_info
-from vitkit.data.index_places import INFO
-from vitkit.data.locks import locked
-from vitkit.data.remote_cache import kept_on_disk
-from vitkit.data.shards import without_secrets
+from vitkit.data.formats.folders import IMAGE_SUFFIXES, SPLITS
+from vitkit.data.indexes.index import open_index, read_info
+from vitkit.data.indexes.places import INFO
+from vitkit.data.remote import reading as remote
+from vitkit.data.remote.cache import kept_on_disk
+from vitkit.data.remote.locks import locked
 from vitkit.data.source import Source, Splits
-from vitkit.data.tar_shards import is_tar, open_tars
+from vitkit.data.tars.opening import is_tar, open_tars
+from vitkit.data.tars.shards import without_secrets
 from vitkit.files import whole_folder
 
 COLUMNS = {"files": (), "tar": ("offsets", "sizes"), "rows": ("rows",)}

@@ -20,14 +20,14 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from vitkit.data.checks import DataError, first_line, some
-from vitkit.data.folders import (
+from vitkit.data.formats.folders import (
     SPLITS,
     files_in,
     has_image_suffix,
     scanned,
     split_named,
 )
-from vitkit.data.image_files import FileSource
+from vitkit.data.formats.image_files import FileSource
 
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 # Columns are compared in small letters with "_" for blanks and hyphens; the first found is taken.

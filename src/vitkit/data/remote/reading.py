@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from vitkit.data.checks import DataError, first_line, some
-from vitkit.data.shards import Shard, is_url, without_secrets
+from vitkit.data.tars.shards import Shard, is_url, without_secrets
 from vitkit.errors import UsageError
 
 RANGE = 8 * 2**20  # bytes fetched at once

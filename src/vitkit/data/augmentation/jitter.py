@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitkit.data.placing import column, parts, placed
-from vitkit.data.randaugment import blend
+from vitkit.data.augmentation.placing import column, parts, placed
+from vitkit.data.augmentation.randaugment import blend
 
 NAMES = ("brightness", "contrast", "saturation", "hue")
 DRAWS = len(NAMES)

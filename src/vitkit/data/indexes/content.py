@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.checks import DataError, digest
-from vitkit.data.index_places import kept_place, kept_words
-from vitkit.data.indexed import IndexedRows, TarSource, stays_below
-from vitkit.data.shards import Shard, Shards, file_sha256, is_url, without_secrets
+from vitkit.data.indexes.places import kept_place, kept_words
+from vitkit.data.indexes.sources import IndexedRows, TarSource, stays_below
 from vitkit.data.source import Concatenated, Source, Splits, Subset, Without, label_bytes
+from vitkit.data.tars.shards import Shard, Shards, file_sha256, is_url, without_secrets
 
 LOOKED_AT = 64  # rows whose keys tell whether other DATA is still the same
 

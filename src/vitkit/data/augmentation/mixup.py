@@ -13,8 +13,8 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from vitkit.data.placing import column, parts, placed
-from vitkit.data.randaugment import inside
+from vitkit.data.augmentation.placing import column, parts, placed
+from vitkit.data.augmentation.randaugment import inside
 
 DRAWS = 4  # for each image: which of the two, share, and the place of CutMix, down and across
 WHOLE = 1 << 16  # shares are whole numbers over this, so that every device rounds alike

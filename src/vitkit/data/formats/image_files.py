@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.checks import digest
-from vitkit.data.folders import images_below, subfolders
-from vitkit.data.layouts import wrong_layout
+from vitkit.data.formats.folders import images_below, subfolders
+from vitkit.data.formats.layouts import wrong_layout
 from vitkit.data.source import Source, label_bytes
 
 HASHED = 16 * 1024  # bytes at each end of a file

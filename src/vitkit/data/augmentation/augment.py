@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from vitkit.data import erasing, jitter
-from vitkit.data import mixup as mixing
-from vitkit.data import randaugment as rand
+from vitkit.data.augmentation import erasing, jitter
+from vitkit.data.augmentation import mixup as mixing
+from vitkit.data.augmentation import randaugment as rand
 from vitkit.data.draws import Purpose, uniforms_at
 from vitkit.errors import UsageError, named
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vitkit.data.cache import cache_folder
 from vitkit.data.checks import DataError, digest
-from vitkit.data.shards import without_secrets
+from vitkit.data.tars.shards import without_secrets
 from vitkit.files import write_whole
 
 INFO = "index.json"

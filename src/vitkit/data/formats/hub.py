@@ -8,8 +8,8 @@ import warnings
 from typing import Any
 
 from vitkit.data.checks import DataError, first_line, some
-from vitkit.data.folders import SPLITS
-from vitkit.data.parquet import TableSource
+from vitkit.data.formats.folders import SPLITS
+from vitkit.data.formats.parquet import TableSource
 from vitkit.data.source import Source, Splits
 from vitkit.errors import UsageError
 

@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from vitkit.data import remote
 from vitkit.data.cache import cache_folder, cache_limit
 from vitkit.data.checks import DataError, digest
-from vitkit.data.locks import held, locked, unused, unwritable
-from vitkit.data.shards import OpenFiles, Shard, without_secrets
+from vitkit.data.remote import reading as remote
+from vitkit.data.remote.locks import held, locked, unused, unwritable
+from vitkit.data.tars.shards import OpenFiles, Shard, without_secrets
 from vitkit.files import sync
 
 WHOLE_TRIES = 3  # of a file whose hash is wrong

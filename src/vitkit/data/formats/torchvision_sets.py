@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.checks import DataError, first_line, some
-from vitkit.data.image_files import FileSource
-from vitkit.data.imagenet import open_imagenet
-from vitkit.data.plain_pickle import PickleError, array_of, load_plain
+from vitkit.data.formats.image_files import FileSource
+from vitkit.data.formats.imagenet import open_imagenet
+from vitkit.data.formats.plain_pickle import PickleError, array_of, load_plain
 from vitkit.data.source import ArraySource, Splits
 
 LARGEST = 2**29  # bytes of one file that is read into memory
@@ -224,7 +224,7 @@ def flower_names(folder: Path) -> list[str]:
 
 
 def require_files(folder: Path, sources: Mapping[str, FileSource]) -> None:
-    from vitkit.data.folders import images_below
+    from vitkit.data.formats.folders import images_below
 
     present = set(images_below(folder))
     named = [name for source in sources.values() for name in source.names]

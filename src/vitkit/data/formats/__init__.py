@@ -1,0 +1,1 @@
+"""Images on disk as people have them: folders, lists of labels, tables, published sets."""

@@ -1,0 +1,1 @@
+"""An index: the list of a data set in columns on disk."""

@@ -1,0 +1,1 @@
+"""Data that lies afar: fetched, checked, and kept within bounds."""

@@ -1,0 +1,1 @@
+"""Tar shards: what is in them, by their headers alone."""
