@@ -52,7 +52,8 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit data check|stats|dedup|split|index  bad images, duplicates, leaks, splits, an index
   vitkit doctor RUN                          what a run can go on from, what is damaged, what to do
 
-DATA is a folder of class folders (or train/ and val/ of them), parquet files, or 'digits'.
+DATA is a folder of class folders (or train/ and val/ of them), a list of labels, parquet files, tar
+shards, an index, a URL of these, or 'digits': docs/data.md.
 `vitkit VERB --help` tells the options of a verb; `vitkit demo` is a good start.
 """
 
@@ -187,7 +188,7 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 def pretrain(argv: list[str]) -> Any:
     words = parse(Pretrain(config=recipes.PRETRAIN["quickstart"](DataFacts())), "pretrain", argv)
-    require(words.data, "pretrain", "DATA, a folder of class folders, parquet files or 'digits'")
+    require(words.data, "pretrain", "DATA, images as docs/data.md lists them, or 'digits'")
     named("recipe", words.config.recipe, recipes.PRETRAIN)
     from vitkit.workflows import pretrain as workflow
     from vitkit.workflows.task import open_task
@@ -211,7 +212,7 @@ def pretrain(argv: list[str]) -> Any:
 def finetune(argv: list[str]) -> Any:
     shown = recipes.FINETUNE["quickstart"](DataFacts(), "ViT-B/16", (224, 224))
     words = parse(Finetune(config=shown), "finetune", argv)
-    require(words.data, "finetune", "DATA, a folder of class folders, parquet files or 'digits'")
+    require(words.data, "finetune", "DATA, images as docs/data.md lists them, or 'digits'")
     require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or a file of weights")
     named("recipe", words.config.recipe, recipes.FINETUNE)
     from vitkit.prediction.model import load
@@ -341,7 +342,7 @@ def plan(argv: list[str]) -> Any:
 def evaluate(argv: list[str]) -> Any:
     words = parse(Evaluate(), "evaluate", argv)
     require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or a file of weights")
-    require(words.data, "evaluate", "DATA, a folder of class folders, parquet files or 'digits'")
+    require(words.data, "evaluate", "DATA, images as docs/data.md lists them, or 'digits'")
     if words.train and words.protocol != "few-shot":
         raise UsageError("--train is where few-shot takes its shots from; add --protocol few-shot")
     from vitkit.prediction.model import load

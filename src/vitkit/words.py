@@ -82,7 +82,7 @@ class Pretrain(Computing):
     for 50,000 images of 224 pixels."""
 
     data: Data = ()
-    """A folder, parquet files, or 'digits'."""
+    """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
     out: Text = None
     """The run directory; by default runs/pretrain. A number is added where it is in use."""
     resume: Text = None
@@ -110,7 +110,7 @@ class Plan(Computing):
     """Tell what a training run will take: memory by part, time, cost, disk."""
 
     data: Data = ()
-    """A folder, parquet files, or 'digits'; without it --images and --classes tell."""
+    """As for pretrain: docs/data.md; without it --images and --classes tell."""
     images: Annotated[int | None, shown("INT")] = None
     """Images to train on, where no DATA is given; by default 50,000."""
     classes: Annotated[int | None, shown("INT")] = None
@@ -131,7 +131,7 @@ class Evaluate(Computing):
     checkpoint: Annotated[str, tyro.conf.Positional, shown("CHECKPOINT")] = ""
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     data: Data = ()
-    """A folder, parquet files, or 'digits'."""
+    """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
     protocol: Literal["top-k", "few-shot"] = "top-k"
     """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class."""
     l2: float = 2.0**10
