@@ -19,7 +19,7 @@ HELP = """usage: vitkit data VERB DATA... [options] [--json]
 
 DATA is what every verb takes: docs/data.md. `vitkit data VERB --help` tells the options.
 """
-NEEDED = "DATA, a folder of class folders, parquet files or 'digits'"
+NEEDED = "DATA, images as docs/data.md lists them, or 'digits'"
 
 
 def data(argv: list[str]) -> Any:

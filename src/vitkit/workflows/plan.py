@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitkit.data.pipeline import Batch
@@ -161,7 +162,7 @@ def noise(config: TrainConfig) -> Generator[Batch, None, None]:
     shape = (config.batch_size, 3, *config.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
     while True:
-        yield Batch(images, torch.zeros(len(images), dtype=torch.int64))
+        yield Batch(images, torch.zeros(len(images), dtype=torch.int64), np.arange(len(images)))
 
 
 def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:

@@ -24,9 +24,9 @@ def column(array: np.ndarray, device: torch.device) -> Tensor:
     return placed(array, device).view(-1, 1, 1, 1)
 
 
-def parts(images: Tensor) -> list[slice]:
+def parts(images: Tensor, values: int = CACHED) -> list[slice]:
     """Which images go through together: all, but on a CPU so few that they stay in its caches."""
     together = len(images)
     if images.device.type == "cpu":
-        together = max(1, CACHED // max(1, images[:1].numel()))
+        together = max(1, values // max(1, images[:1].numel()))
     return [slice(start, start + together) for start in range(0, len(images), together)]
