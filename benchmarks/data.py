@@ -7,7 +7,9 @@
 PHOTOS/ is a folder of class folders with JPEGs; they are read again and again, from the page cache.
 The first race is decode, random crop to 224 and mirror of them, beside decode and resize alone in
 as many threads; the others are CIFAR-10, cropped and mirrored, then with RandAugment and MixUp as
-well. Every loader gives batches of float32, normalised, and has --workers threads or processes.
+well. Every loader has --workers threads or processes and gives what it hands to a training step:
+vitkit and timm's prefetcher uint8, which is normalised on the device (timm's is measured before it
+does so), the others float32 and normalised.
 
 Each loader is kept alive and all take turns; in its turn a loader first gives up what it had
 prepared while others were measured. Figures are images a second, medians over the rounds. A loader
@@ -47,7 +49,6 @@ from vitkit.data.kept import KeptOnDevice
 from vitkit.data.opening import open_data
 from vitkit.data.pipeline import TrainingStream
 from vitkit.data.source import Source
-from vitkit.data.transforms import normalise
 
 HALF = (0.5, 0.5, 0.5)
 LAYERS, MAGNITUDE, MIXUP = 2, 9, 0.2
@@ -128,6 +129,11 @@ def endless(loader: Any) -> Batches:
         yield from loader
 
 
+def endless_uint8(loader: Any) -> Batches:
+    """Batches of timm's loader as they leave the workers, before its prefetcher normalises."""
+    return endless(getattr(loader, "loader", loader))
+
+
 # Photos
 
 
@@ -152,19 +158,19 @@ def decode_alone(args: argparse.Namespace) -> Batches:
 
 def vitkit_photos(args: argparse.Namespace) -> Batches:
     source = open_data(args.photos).train
-    return normalised_stream(TrainingStream(
+    return batches_of(TrainingStream(
         source, RandomCrop((224, 224), (0.08, 1.0)), args.batch_size, 0, args.workers
     ))  # fmt: skip
 
 
-def normalised_stream(stream: TrainingStream, augment: Augmenter | None = None) -> Batches:
+def batches_of(stream: TrainingStream, augment: Augmenter | None = None) -> Batches:
     batches = stream.batches()
     try:
         for batch in batches:
             images, labels = batch.images, batch.labels
             if augment is not None:
                 images, labels = augment(images, labels, batch.positions)
-            yield normalise(images, HALF, HALF), labels
+            yield images, labels
     finally:
         batches.close()
 
@@ -192,7 +198,7 @@ def timm_photos(prefetcher: bool) -> Maker:
     def make(args: argparse.Namespace) -> Batches:
         from timm.data import create_loader
 
-        return endless(create_loader(
+        return endless_uint8(create_loader(
             Photos(photos(args)), (3, 224, 224), args.batch_size, is_training=True,
             color_jitter=0.0, interpolation="bilinear", mean=HALF, std=HALF,
             num_workers=args.workers, device=torch.device("cpu"), use_prefetcher=prefetcher,
@@ -322,7 +328,7 @@ def vitkit_cifar(kept: bool, augment: bool) -> Maker:
         crop = RandomCrop((32, 32), (0.08, 1.0))
         stream = TrainingStream(source, crop, args.small_batch_size, 0, args.workers, kept=keep)
         more = Augmenter(0, 10, LAYERS, MAGNITUDE, MIXUP) if augment else None
-        return normalised_stream(stream, more)
+        return batches_of(stream, more)
 
     return make
 
@@ -347,7 +353,7 @@ def timm_cifar(prefetcher: bool, augment: bool) -> Maker:
 
         mixes = {"mixup_alpha": MIXUP, "label_smoothing": 0.0, "num_classes": 10}
         collate = FastCollateMixup(**mixes) if augment and prefetcher else None
-        batches = endless(create_loader(
+        batches = endless_uint8(create_loader(
             InMemory(cifar10(args)), (3, 32, 32), args.small_batch_size, is_training=True,
             color_jitter=0.0, auto_augment=TIMM_MIX if augment else None,
             interpolation="bilinear", mean=HALF, std=HALF, num_workers=args.workers,
@@ -445,7 +451,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--workers", type=int, default=2, help="threads or processes of a loader")
     words.add_argument("--threads", type=int, default=2, help="threads torch computes with")
     words.add_argument("--batch-size", type=int, default=64, help="of photos")
-    words.add_argument("--small-batch-size", type=int, default=256, help="of CIFAR-10")
+    words.add_argument("--small-batch-size", type=int, default=512, help="of CIFAR-10")
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--seconds", type=float, default=4.0, help="of a turn")
     words.add_argument("--memory", type=int, help="batches to read, to see the memory grow")

@@ -121,14 +121,23 @@ def sampling(start: np.ndarray, length: np.ndarray, new: int) -> np.ndarray:
 
 
 def interpolated(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images (B, 3, H, W) uint8 at rows (B, h) and columns (B, w) -> uint8 (B, 3, h, w), bilinear.
+    """Images (B, 3, H, W) uint8 at rows (B, h) and columns (B, w) -> float32 (B, 3, h, w), whole
+    values, bilinear.
 
     As two products of matrices, which are fast everywhere: row i of the left one holds the shares
-    that the old rows have in the new row i.
+    that the old rows have in the new row i. Rows come before colours meanwhile, so that the three
+    colours of an image go through a product together.
     """
-    old_rows = torch.arange(images.shape[-2], device=images.device)
-    old_columns = torch.arange(images.shape[-1], device=images.device)
-    left = (1 - (rows[:, :, None] - old_rows).abs()).clamp_(min=0)  # (B, h, H)
-    right = (1 - (columns[:, None, :] - old_columns[:, None]).abs()).clamp_(min=0)  # (B, W, w)
-    mixed = left[:, None] @ (images.float() @ right[:, None])
-    return mixed.round_().to(torch.uint8)
+    batch, _, old_height, old_width = images.shape
+    left = shares(rows, old_height)  # (B, h, H)
+    right = shares(columns, old_width).mT.contiguous()  # (B, W, w)
+    pixels = images.permute(0, 2, 1, 3).float().reshape(batch, old_height, 3 * old_width)
+    mixed = torch.bmm(torch.bmm(left, pixels).view(batch, -1, old_width), right)  # (B, 3h, w)
+    mixed = mixed.round_().view(batch, rows.shape[1], 3, columns.shape[1])
+    return mixed.permute(0, 2, 1, 3)
+
+
+def shares(places: Tensor, old: int) -> Tensor:
+    """Places (B, N) among `old` pixels -> (B, N, old): how much of each pixel is taken there."""
+    pixels = torch.arange(old, dtype=torch.float32, device=places.device)
+    return (places[:, :, None] - pixels).abs_().neg_().add_(1).clamp_(min=0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ import grain  # noqa: E402  (after the line that quiets it)
 
 PREFETCHED_BATCHES = 2  # grain's default of 500 images or more costs gigabytes at 224 pixels
 ENDLESS = 10**9  # batches
+LOADER = threading.local()
+T = TypeVar("T")
 ATTEMPTS = 20  # replacements tried for one bad image
 CROPPED_AT_ONCE = 8  # whole images that a thread holds; their crops are then drawn together
 DECODED_AT_ONCE = 64  # whole images that a GPU decodes in one call
@@ -112,14 +114,26 @@ class TrainingStream:
 
     def from_device(self, kept: KeptOnDevice, first: int) -> Generator[Batch, None, None]:
         """Nothing but a few numbers for each image goes to the device."""
-        for number in range(first, first + ENDLESS):
-            places = self.places(number)
+
+        def load(number: int) -> Batch:
+            self.compute_alone()
+            places = self.places(first + number)
             indices = self.order(places)
             for row in np.flatnonzero(kept.bad[indices]):
                 indices[row] = self.replacement(int(places[row]), kept)
             images, labels = kept.taken(indices)
             images = self.crop.crop_batch(images, self.crop.draws(self.seed, places))
-            yield Batch(images, labels, places)
+            return Batch(images, labels, places)
+
+        if kept.device.type == "cpu":
+            return ahead(load, self.threads, PREFETCHED_BATCHES)
+        return (load(number) for number in range(ENDLESS))  # a GPU works ahead by itself
+
+    def compute_alone(self) -> None:
+        """A loader thread computes by itself: it is the threads that work side by side."""
+        if self.threads and not hasattr(LOADER, "alone"):
+            torch.set_num_threads(1)  # of this thread, and of those that begin later
+            LOADER.alone = True
 
     def replacement(self, place: int, kept: KeptOnDevice) -> int:
         found = [index for index in self.replacements(place) if not kept.bad[index]]
@@ -144,6 +158,7 @@ class TrainingStream:
         lock = threading.Lock()
 
         def load(number: int) -> bool:
+            self.compute_alone()
             number, part = divmod(number, parts)
             with lock:
                 if number not in building:
@@ -153,9 +168,7 @@ class TrainingStream:
             batch.load(part, parts)
             return True
 
-        ahead = PREFETCHED_BATCHES * parts if self.threads else 0
-        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
-        loaded = iter(grain.MapDataset.range(ENDLESS).map(load).to_iter_dataset(options))
+        loaded = ahead(load, self.threads, PREFETCHED_BATCHES * parts)
         try:
             for number in range(ENDLESS // parts):
                 for _ in range(parts):
@@ -164,7 +177,7 @@ class TrainingStream:
                     batch = building.pop(number)
                 yield batch.batch()
         finally:
-            loaded.close()  # pyright: ignore[reportAttributeAccessIssue]
+            loaded.close()
 
     def fetch_ahead(self, batch: int) -> None:
         """Have shards from afar brought near before their images are wanted."""
@@ -272,13 +285,22 @@ def evaluation_batches(
             return None  # grain leaves it out
 
     samples = grain.MapDataset.range(len(source))[rank::ranks].map(load)
-    ahead = PREFETCHED_BATCHES * batch_size if threads else 0
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    options = reading(threads, PREFETCHED_BATCHES * batch_size)
     batches = samples.to_iter_dataset(options).batch(batch_size, batch_fn=stack)
     return closing(iter(batches))
 
 
-def closing(iterator: Any) -> Generator[Batch, None, None]:
+def ahead(load: Callable[[int], T], threads: int, buffered: int) -> Generator[T, None, None]:
+    """load(0), load(1), ... in order, without end, made by threads that are so many ahead."""
+    loaded = grain.MapDataset.range(ENDLESS).map(load)
+    return closing(iter(loaded.to_iter_dataset(reading(threads, buffered))))
+
+
+def reading(threads: int, buffered: int) -> grain.ReadOptions:
+    return grain.ReadOptions(threads, buffered if threads else 0)
+
+
+def closing(iterator: Any) -> Generator[Any, None, None]:
     """The same, and closing it closes grain's."""
     try:
         yield from iterator

@@ -157,7 +157,9 @@ def normalising_constants(
 
 def normalised(pixels: Tensor, constants: Tensor) -> Tensor:
     shift, scale = constants
-    return (pixels.float() - shift) / scale
+    if pixels.is_floating_point():
+        pixels = pixels.float()
+    return torch.sub(pixels, shift).div_(scale)  # one new tensor, not three
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str, antialias: bool) -> Tensor:
