@@ -8,13 +8,14 @@ PHOTOS/ is a folder of class folders with JPEGs; they are read again and again, 
 The first race is decode, random crop to 224 and mirror of them, beside decode and resize alone in
 as many threads; the others are CIFAR-10, cropped and mirrored, then with RandAugment and MixUp as
 well. Every loader has --workers threads or processes and gives what it hands to a training step:
-vitkit and timm's prefetcher uint8, which is normalised on the device (timm's is measured before it
-does so), the others float32 and normalised.
+vitkit uint8, which is normalised on the device, the others float32 and normalised; of timm's loader
+the uint8 that its workers give is measured as well, before its prefetcher normalises it.
 
-Each loader is kept alive and all take turns; in its turn a loader first gives up what it had
-prepared while others were measured. Figures are images a second, medians over the rounds. A loader
-that fails or is not installed is named with the reason. --memory reads so many batches of photos,
-four images each, and tells how the memory of this process grew meanwhile.
+Each race has a process of its own, in which each loader is kept alive and all take turns; in its
+turn a loader first gives up what it had prepared while others were measured. Figures are images a
+second, medians over the rounds. A loader that fails or is not installed is named with the reason.
+--memory reads so many batches of photos, four images each, and tells how the memory of this process
+grew meanwhile.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -52,6 +54,8 @@ from vitkit.data.source import Source
 
 HALF = (0.5, 0.5, 0.5)
 LAYERS, MAGNITUDE, MIXUP = 2, 9, 0.2
+NO_PREFETCHER, BEFORE = ", no prefetcher", ", before it normalises"
+TIMM = ("", NO_PREFETCHER, BEFORE)
 TIMM_MIX = "rand-m9-n2-mstd0.5"
 EPOCH = 50_000  # images; a small folder is read so often that no loader comes to its end
 
@@ -65,22 +69,23 @@ def main() -> None:
     if args.memory:
         report_memory(args)
         return
-    races = {}
-    if args.photos:
-        races["photos, random crop to 224"] = PHOTO_ROWS
-    if args.cifar10:
-        races["CIFAR-10, crop and flip"] = CIFAR_ROWS
-        races["CIFAR-10, RandAugment and MixUp"] = AUGMENT_ROWS
+    if args.race:
+        print(json.dumps(race(RACES[args.race][1], args)))
+        return
+    races = [title for title, (needed, _) in RACES.items() if getattr(args, needed)]
     if not races:
         sys.exit("nothing to read; give --photos, --cifar10 or both")
     found: dict[str, Any] = {**machine("cpu", "wall"), "workers": args.workers, "races": {}}
-    for title, rows in races.items():
-        found["races"][title] = race(title, rows, args)
+    for title in races:
+        command = [sys.executable, *sys.argv, "--race", title]
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found["races"][title] = json.loads(lines.splitlines()[-1])
+        show(title, found["races"][title])
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def race(title: str, rows: dict[str, Maker], args: argparse.Namespace) -> dict[str, Any]:
+def race(rows: dict[str, Maker], args: argparse.Namespace) -> dict[str, Any]:
     running: dict[str, Batches] = {}
     found: dict[str, Any] = {}
     for name, make in rows.items():
@@ -98,7 +103,6 @@ def race(title: str, rows: dict[str, Maker], args: argparse.Namespace) -> dict[s
         found[name] = {"images_per_second": median(speeds[name]), "rounds": speeds[name]}
         if hasattr(batches, "close"):
             batches.close()
-    show(title, found)
     return found
 
 
@@ -127,11 +131,6 @@ def show(title: str, found: dict[str, Any]) -> None:
 def endless(loader: Any) -> Batches:
     while True:
         yield from loader
-
-
-def endless_uint8(loader: Any) -> Batches:
-    """Batches of timm's loader as they leave the workers, before its prefetcher normalises."""
-    return endless(getattr(loader, "loader", loader))
 
 
 # Photos
@@ -194,14 +193,20 @@ class Photos(Dataset):
         return self.transform(image), index % len(self.paths)
 
 
-def timm_photos(prefetcher: bool) -> Maker:
+def given_by(way: str, loader: Any) -> Batches:
+    """The batches of timm's loader, or those of its workers before the prefetcher has them."""
+    return endless(loader.loader if way == BEFORE else loader)
+
+
+def timm_photos(way: str) -> Maker:
     def make(args: argparse.Namespace) -> Batches:
         from timm.data import create_loader
 
-        return endless_uint8(create_loader(
+        return given_by(way, create_loader(
             Photos(photos(args)), (3, 224, 224), args.batch_size, is_training=True,
             color_jitter=0.0, interpolation="bilinear", mean=HALF, std=HALF,
-            num_workers=args.workers, device=torch.device("cpu"), use_prefetcher=prefetcher,
+            num_workers=args.workers, device=torch.device("cpu"),
+            use_prefetcher=way != NO_PREFETCHER,
         ))  # fmt: skip
 
     return make
@@ -263,22 +268,25 @@ def with_transform(data: Any, transform: Any, image: str = "image") -> Any:
 def webdataset_photos(args: argparse.Namespace) -> Batches:
     import webdataset
 
-    folder = Path(tempfile.mkdtemp())
-    paths = photos(args)
-    for shard in range(args.workers):
+    with tempfile.TemporaryDirectory() as folder:
+        urls = written_shards(Path(folder), photos(args), args.workers)
+        data = (
+            webdataset.WebDataset(urls, shardshuffle=False, repeat=True).shuffle(200)
+            .decode("pilrgb").to_tuple("jpg", "cls").map_tuple(pillow_crop(224), int)
+        )  # fmt: skip
+        yield from loader(data, args)
+
+
+def written_shards(folder: Path, paths: list[str], number_of: int) -> list[str]:
+    for shard in range(number_of):
         with tarfile.open(folder / f"{shard:03}.tar", "w") as tar:
-            for number in range(shard, len(paths) * 20, args.workers):
+            for number in range(shard, len(paths) * 20, number_of):
                 data = Path(paths[number % len(paths)]).read_bytes()
                 for name, content in ((f"{number:06}.jpg", data), (f"{number:06}.cls", b"0")):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    data = (
-        webdataset.WebDataset(urls, shardshuffle=False, repeat=True).shuffle(200).decode("pilrgb")
-        .to_tuple("jpg", "cls").map_tuple(pillow_crop(224), int)
-    )  # fmt: skip
-    return loader(data, args)
+    return [str(path) for path in sorted(folder.glob("*.tar"))]
 
 
 def dali_photos(args: argparse.Namespace) -> Batches:
@@ -304,8 +312,7 @@ def dali_photos(args: argparse.Namespace) -> Batches:
 PHOTO_ROWS: dict[str, Maker] = {
     "decode and resize alone": decode_alone,
     "vitkit": vitkit_photos,
-    "timm create_loader": timm_photos(prefetcher=True),
-    "timm create_loader, no prefetcher": timm_photos(prefetcher=False),
+    **{f"timm create_loader{way}": timm_photos(way) for way in TIMM},
     "torchvision v2 + DataLoader, Pillow": torchvision_photos("pillow"),
     "torchvision v2 + DataLoader, torchcodec": torchvision_photos("torchcodec"),
     "Hugging Face datasets": datasets_photos,
@@ -347,19 +354,19 @@ class InMemory(Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def timm_cifar(prefetcher: bool, augment: bool) -> Maker:
+def timm_cifar(way: str, augment: bool) -> Maker:
     def make(args: argparse.Namespace) -> Batches:
         from timm.data import FastCollateMixup, Mixup, create_loader
 
         mixes = {"mixup_alpha": MIXUP, "label_smoothing": 0.0, "num_classes": 10}
-        collate = FastCollateMixup(**mixes) if augment and prefetcher else None
-        batches = endless_uint8(create_loader(
+        collate = FastCollateMixup(**mixes) if augment and way != NO_PREFETCHER else None
+        batches = given_by(way, create_loader(
             InMemory(cifar10(args)), (3, 32, 32), args.small_batch_size, is_training=True,
             color_jitter=0.0, auto_augment=TIMM_MIX if augment else None,
             interpolation="bilinear", mean=HALF, std=HALF, num_workers=args.workers,
-            device=torch.device("cpu"), use_prefetcher=prefetcher, collate_fn=collate,
+            device=torch.device("cpu"), use_prefetcher=way != NO_PREFETCHER, collate_fn=collate,
         ))  # fmt: skip
-        if not augment or prefetcher:
+        if not augment or way != NO_PREFETCHER:
             return batches
         mixup = Mixup(**mixes)
         return (mixup(images, labels) for images, labels in batches)
@@ -401,16 +408,21 @@ def datasets_cifar(args: argparse.Namespace) -> Batches:
 CIFAR_ROWS: dict[str, Maker] = {
     "vitkit, decoded images kept": vitkit_cifar(kept=True, augment=False),
     "vitkit, decoded each time": vitkit_cifar(kept=False, augment=False),
-    "timm create_loader": timm_cifar(prefetcher=True, augment=False),
-    "timm create_loader, no prefetcher": timm_cifar(prefetcher=False, augment=False),
+    **{f"timm create_loader{way}": timm_cifar(way, augment=False) for way in TIMM},
     "torchvision v2 + DataLoader": torchvision_cifar(augment=False),
     "Hugging Face datasets": datasets_cifar,
 }
 AUGMENT_ROWS: dict[str, Maker] = {
     "vitkit, decoded images kept": vitkit_cifar(kept=True, augment=True),
-    "timm create_loader": timm_cifar(prefetcher=True, augment=True),
-    "timm create_loader, no prefetcher": timm_cifar(prefetcher=False, augment=True),
+    **{f"timm create_loader{way}": timm_cifar(way, augment=True) for way in TIMM},
     "torchvision v2 + DataLoader": torchvision_cifar(augment=True),
+}
+
+
+RACES = {
+    "photos": ("photos", PHOTO_ROWS),
+    "cifar10": ("cifar10", CIFAR_ROWS),
+    "cifar10-augmented": ("cifar10", AUGMENT_ROWS),
 }
 
 
@@ -455,6 +467,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--seconds", type=float, default=4.0, help="of a turn")
     words.add_argument("--memory", type=int, help="batches to read, to see the memory grow")
+    words.add_argument("--race", choices=RACES, help="only this one, in this process")
     words.add_argument("--json", type=Path, help="write the figures there")
     return words
 
