@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -266,7 +267,7 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
 
     metrics = run.metrics
     what, value = headline(metrics)
-    print(f"\n{value:.2%} {what} on {metrics['images']:,.0f} held-out images")
+    print(f"\n{value:.2%} {what} on {metrics['images']:,.0f} held-out images, the run's best")
     print(f"{run.steps:,} steps in {run.seconds:.0f} seconds, report {run.folder / 'report.html'}")
     print(f"Next: {next_command}")
     result = {"run": str(run.folder), "metrics": metrics, "steps": run.steps,
@@ -281,8 +282,9 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.training.precision import choose_device
     from vitkit.training.step import Setup
     from vitkit.training.world import World
+    from vitkit.workflows.feeding import checked_order, choose_keep
     from vitkit.workflows.plan import plan
-    from vitkit.workflows.run import check_shares, choose_engine, fixed_steps
+    from vitkit.workflows.run import check_labels, check_shares, choose_engine, fixed_steps
     from vitkit.workflows.run import plan as run_plan
 
     steps, processes = fixed_steps(words.config, len(task.train)), words.gpus or 1
@@ -291,7 +293,10 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     place = choose_device(words.device)
     engine = choose_engine(words.config, make_meta(net), len(task.train), place, world)
     preprocessing = Preprocessing.direct(words.config.image_size)
-    setup = Setup(words.config, steps or 1, engine, preprocessing)
+    setup = Setup(words.config, steps or 1, engine, preprocessing, net.classes)
+    check_labels(setup, task)
+    keep = choose_keep(words.config, task.train, place, world)
+    checked_order(task, words.config, replace(engine, keep=keep))
     print(json.dumps(to_json(words.config), indent=2))
     print(run_plan(kind, net, words.config, task, setup))
     found = plan(
@@ -453,6 +458,7 @@ def run(words: list[str]) -> int:
     # OpenMP's threads spin while they wait, which makes a step many times slower as soon as
     # another process wants a core (docs/performance.md). It reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.showwarning = show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may be no UTF-8
             stream.reconfigure(errors="backslashreplace")
@@ -481,6 +487,15 @@ def run(words: list[str]) -> int:
         return complain(text, 1, "--debug" in words)
 
 
+def show_warning(message: Any, category: Any, filename: str, *_: Any, **__: Any) -> None:
+    """A warning of vitkit's own is a sentence for people; others' are kept as they are."""
+    own = filename.startswith(str(Path(__file__).parent)) and issubclass(category, UserWarning)
+    text = printable(str(message)) if own else f"{filename}: {category.__name__}: {message}"
+    if speaks():
+        with contextlib.suppress(OSError):
+            print(f"vitkit: note: {text}" if own else text, file=sys.stderr, flush=True)
+
+
 def speaks() -> bool:
     """Whether this is the only process of a run, or the one of several that speaks."""
     return os.environ.get("RANK", "0") == "0"
@@ -491,7 +506,11 @@ def complain(error: object, code: int, debug: bool = False) -> int:
         traceback.print_exc()
     if not speaks() and getattr(error, "everywhere", False):
         return code
-    text = printable(str(error))
+    from vitkit.data.checks import DataError
+
+    # Only what is wrong with a layout is told in several lines; names may have a break in them.
+    lines = str(error).split("\n") if isinstance(error, DataError) else [str(error)]
+    text = "\n".join(map(printable, lines))
     text = text if speaks() else f"process {os.environ['RANK']}: {text}"
     text = text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
     with contextlib.suppress(OSError):  # the reader may have gone

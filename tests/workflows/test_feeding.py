@@ -20,6 +20,7 @@ from vitkit.training.config import DataConfig, TrainConfig
 from vitkit.training.log import bound_by
 from vitkit.training.stopping import Interrupted
 from vitkit.training.world import World
+from vitkit.workflows import feeding
 from vitkit.workflows.feeding import choose_keep, loader_threads
 from vitkit.workflows.task import open_task
 
@@ -242,9 +243,9 @@ def test_progress_names_what_takes_most_of_the_time():
 
 
 def test_threads_are_one_a_core_unless_told(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(feeding, "cores", lambda: 12)
     assert loader_threads(TrainConfig(), World()) == 12
     assert loader_threads(TrainConfig(), World(size=8, local_size=4)) == 3
     assert loader_threads(TrainConfig(threads=0), World()) == 0
-    monkeypatch.setattr(os, "cpu_count", lambda: 200)
+    monkeypatch.setattr(feeding, "cores", lambda: 200)
     assert loader_threads(TrainConfig(), World()) == 16

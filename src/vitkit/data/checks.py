@@ -10,6 +10,7 @@ import numpy as np
 
 from vitkit.errors import VitkitError
 
+COUNTED = re.compile(r"(.*?)(\d{2,7})(\.[a-z]+)")
 NUMBERED = re.compile(r"(.*-)(\d{3,7})-of-(\d{3,7})(\..*)")
 MOST_SHARDS = 1_000_000  # a name may claim any number
 
@@ -61,6 +62,22 @@ def missing_shards(names: Iterable[str]) -> list[str]:
         f"{start}{number:0{len(total)}}-of-{total}{end}"
         for (start, total, end), present in sets.items()
         for number in range(min(int(total), MOST_SHARDS))
+        if number not in present
+    ]
+
+
+def gaps(names: Iterable[str]) -> list[str]:
+    """The numbers that lack between others: of "a-000.tar" and "a-002.tar" "a-001.tar"."""
+    sets: dict[tuple[str, str, int], set[int]] = {}
+    for name in names:
+        if found := COUNTED.fullmatch(name):
+            start, number, end = found.groups()
+            sets.setdefault((start, end, len(number)), set()).add(int(number))
+    return [
+        f"{start}{number:0{width}}{end}"
+        for (start, end, width), present in sets.items()
+        if max(present) - min(present) < min(MOST_SHARDS, 10 * len(present))
+        for number in range(min(present), max(present))
         if number not in present
     ]
 

@@ -30,7 +30,7 @@ def inception_boxes(
     aspect w / h. As TensorFlow's sample_distorted_bounding_box, which the authors use: the aspect
     is uniform, then the height is uniform among those that keep the area in range. (torchvision
     draws the area uniformly and the logarithm of the aspect.) After 50 misfits, where TensorFlow
-    takes 100, it is the whole image.
+    takes 100 and corrects heights by a pixel, it is the whole image.
     """
     height, width = sizes[:, :1], sizes[:, 1:]  # (B, 1), beside the tries (B, TRIES)
     least, most = area[0] * height * width, area[1] * height * width
@@ -84,7 +84,7 @@ class RandomCrop:
     def crop_batch(self, images: Tensor, draws: np.ndarray) -> Tensor:
         """The same for uint8 (B, 3, H, W) of one size on any device, with draws (B, DRAWS).
 
-        Pixels differ from `crop`'s by a rounding here and there.
+        About one value in six differs by 1 from `crop`'s: torch resizes uint8 in whole numbers.
         """
         height, width = images.shape[-2:]
         sizes = np.broadcast_to(np.array([[height, width]]), (len(images), 2))
@@ -104,8 +104,8 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, *size), bilinear with half-pixel centres, not antialiased."""
     if tuple(image.shape[1:]) == size:
         return image
-    # torch 2.14 cannot resize contiguous uint8 to a single pixel.
-    pixels = image.float() if size == (1, 1) else image
+    # torch 2.14 cannot resize contiguous uint8 to a single pixel, and on CUDA no uint8 at all.
+    pixels = image.float() if size == (1, 1) or image.is_cuda else image
     pixels = F.interpolate(pixels[None], size, mode="bilinear")[0]
     return pixels.round().to(torch.uint8)
 

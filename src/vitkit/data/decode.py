@@ -21,6 +21,7 @@ from vitkit.errors import VitkitError
 
 MAX_PIXELS = 25_000_000  # 25 megapixels; a 419 kB PNG can ask for a gigabyte
 BY_TORCHCODEC = ("JPEG", "PNG", "WEBP")  # faster; the other formats are Pillow's
+ORIENTATION = 0x112  # the EXIF tag
 TIFF_TILE = (322, 323)  # the tags with the width and the height of its tiles
 FORMATS = (*BY_TORCHCODEC, "GIF", "TIFF", "BMP", "AVIF", "PPM")
 
@@ -56,25 +57,35 @@ def decode_batch(
     """The same for several files at once, to tensors on a device; what is wrong with one is told
     in its place.
 
-    A GPU decodes the JPEGs among them in a single call, and differs from a CPU by a rounding here
-    and there; what it cannot decode, and all other formats, the CPU does.
+    A GPU decodes the upright JPEGs among them in a single call, a rounding here and there unlike a
+    CPU; what it cannot decode, and everything else, the CPU does.
     """
     results: list[Tensor | ImageError | None] = [None] * len(files)
     jpegs = []
     for number, data in enumerate(files):
         try:
-            if opened(data, max_pixels).format == "JPEG":
+            image = opened(data, max_pixels)
+            if image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) in (0, 1):
                 jpegs.append(number)
         except ImageError as error:
             results[number] = error
-    with suppress(Exception):  # one of them is damaged, or of a kind that a GPU does not know
-        pixels = decode_jpeg([files[number] for number in jpegs], device=device)
-        for number, image in zip(jpegs, pixels, strict=True):
-            results[number] = image
+    pixels = decoded_jpegs([files[number] for number in jpegs], device)
+    for number, image in zip(jpegs, pixels, strict=True):
+        results[number] = image
     return [
         decoded_to(device, data, max_pixels) if result is None else result
         for data, result in zip(files, results, strict=True)
     ]
+
+
+def decoded_jpegs(files: list[bytes], device: torch.device) -> list[Tensor] | list[Tensor | None]:
+    """Where one of them fails each is tried alone, so that it is the file that decides, not its
+    neighbours; None for those that fail."""
+    with suppress(Exception):
+        return decode_jpeg(files, device=device) if files else []  # pyright: ignore[reportReturnType]
+    if len(files) == 1:
+        return [None]
+    return [image for data in files for image in decoded_jpegs([data], device)]
 
 
 def decoded_to(device: torch.device, data: bytes, max_pixels: int) -> Tensor | ImageError:

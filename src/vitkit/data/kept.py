@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitkit.data.checks import DataError
+from vitkit.data.augmentation.placing import placed
+from vitkit.data.checks import DataError, first_line
 from vitkit.data.decode import ImageError
 from vitkit.data.source import Source
 from vitkit.data.transforms import resize
@@ -22,11 +25,7 @@ from vitkit.data.transforms import resize
 if TYPE_CHECKING:
     from vitkit.data.pipeline import BadImages
 
-LOOKED_AT = 32  # images, to guess whether all are of one size
-AT_MOST = 2**31  # bytes that a set may take where nobody asked to keep it
-OF_MEMORY = 1 / 8  # and the share of the device's free memory
-LARGEST_SIDE = 96  # pixels; larger images are not called small
-WAITING = 256  # decoded images that wait to be brought to the device
+TOGETHER = 256  # images that a thread decodes before it takes the next ones
 
 
 class KeptOnDevice:
@@ -39,8 +38,11 @@ class KeptOnDevice:
         self.size, self.device = size, device
         self.images: Tensor | None = None
 
-    def fill(self, source: Source, bad: BadImages, threads: int) -> None:
-        """Decode everything, once. An image of another size is a bad one."""
+    def fill(self, source: Source, bad: BadImages, threads: int, pulse: Callable[[], None]) -> None:
+        """Decode everything, once. An image of another size is a bad one.
+
+        `pulse` is called now and then; what it raises ends this.
+        """
         if self.images is not None:
             return
         pixels = torch.empty(len(source), 3, *self.size, dtype=torch.uint8)
@@ -61,10 +63,15 @@ class KeptOnDevice:
                     self.bad[index] = True
                     bad.add(source.name(index), str(error))
 
-        chunks = [range(begin, min(begin + WAITING, len(source)))
-                  for begin in range(0, len(source), WAITING)]  # fmt: skip
+        chunks = [range(begin, min(begin + TOGETHER, len(source)))
+                  for begin in range(0, len(source), TOGETHER)]  # fmt: skip
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            list(pool.map(load, chunks))  # the list raises what a thread raised
+            try:
+                for _ in pool.map(load, chunks):  # raises what a thread raised
+                    pulse()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         self.images = pixels.to(self.device)
         labels = source.labels.toarray() if source.multi_label else np.asarray(source.labels)
         kind = np.float32 if source.multi_label else np.int64
@@ -73,29 +80,37 @@ class KeptOnDevice:
     def taken(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels of these indices (B,)."""
         assert self.images is not None
-        rows = torch.from_numpy(indices).to(self.device, non_blocking=True)
+        rows = placed(indices, self.device)
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
 class KeptOnDisk:
     """Decoded images in files that are mapped into memory, written when they are first read.
 
-    A row of `where.npy` (N, 4) for each image: the number of its file from 1 on, the offset, height
-    and width, a checksum. Several processes and later runs share the folder, each appending to a
-    file of its own; what another has written is believed once its checksum is right. Images whose
+    A row of `where.npy` (N, 4) for each image: the number of its file, the offset, height and
+    width, a checksum. Several processes and later runs share the folder, each appending to a file
+    of its own; what another has written is believed once its checksum is right. Images whose
     shorter side is longer than `side` are shrunk to it first, whether they are then kept or not.
     Once the files hold `limit` bytes, or the disk is full, nothing more is kept.
     """
 
     def __init__(self, folder: Path, images: int, side: int, limit: int) -> None:
         self.folder, self.side, self.limit = folder, side, limit
-        folder.mkdir(parents=True, exist_ok=True)
-        self.where = self.mapped_rows(images)
-        self.known = np.zeros(images, dtype=bool)  # rows whose checksum was seen to be right
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.where = self.mapped_rows(images)
+            self.number, self.descriptor = self.own_file()
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{folder}: decoded images cannot be kept there ({first_line(error)}); make room, "
+                "remove the folder, name another by VITKIT_CACHE, or give --data.keep none"
+            ) from error
+        # Rows whose checksum was seen to be right; others may write to the shared ones meanwhile.
+        self.known = np.zeros((images, 4), dtype=np.int64)
         self.lock = threading.Lock()
         self.files: dict[int, np.ndarray] = {}
-        self.number, self.descriptor = self.own_file()
         self.end = 0
+        self.limit -= sum(file.stat().st_size for file in folder.glob("*.pixels"))
         self.full = False
 
     def mapped_rows(self, images: int) -> np.ndarray:
@@ -103,6 +118,8 @@ class KeptOnDisk:
         if not path.exists():
             fresh = path.with_name(f".where-{os.getpid()}.npy")
             np.lib.format.open_memmap(fresh, "w+", np.int64, shape).flush()
+            with fresh.open("r+b") as file:  # or a full disk would end the process later
+                os.posix_fallocate(file.fileno(), 0, fresh.stat().st_size)
             with suppress(FileExistsError):
                 os.link(fresh, path)  # of several processes the first one makes it
             fresh.unlink()
@@ -112,14 +129,11 @@ class KeptOnDisk:
         return rows
 
     def own_file(self) -> tuple[int, int]:
-        """(number, descriptor) of a new file to append to."""
-        number = 1
-        while True:
-            try:
-                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-                return number, os.open(self.folder / f"{number}.pixels", flags, 0o644)
-            except FileExistsError:
-                number += 1
+        """(number, descriptor) of a new file to append to; no number ever comes again, so that a
+        folder that was removed and made anew is not taken for the old one."""
+        number = secrets.randbits(62) | 1
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+        return number, os.open(self.folder / f"{number}.pixels", flags, 0o644)
 
     def image(self, source: Source, index: int) -> Tensor:
         """The image (3, H, W), shrunk; read back where it is kept. Raises ImageError, OSError."""
@@ -130,30 +144,31 @@ class KeptOnDisk:
         return found
 
     def read(self, index: int) -> Tensor | None:
-        number, offset, size, checksum = self.where[index].tolist()
+        row = self.known[index] if self.known[index, 0] else self.where[index].copy()
+        number, offset, size, checksum = row.tolist()
         height, width = size >> 32, size & 0xFFFFFFFF
         length = 3 * height * width
         if not number or length <= 0:
             return None
-        pixels = self.file(number)
+        pixels = self.file(number, offset + length)
         if pixels is None or offset < 0 or offset + length > len(pixels):
             return None
         pixels = pixels[offset : offset + length]
-        if not self.known[index]:
+        if not self.known[index, 0]:
             if zlib.crc32(pixels) != checksum:  # pyright: ignore[reportArgumentType]
                 return None  # a machine lost its power, or the disk a bit
-            self.known[index] = True
+            self.known[index] = row
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
-    def file(self, number: int) -> np.ndarray | None:
-        """The bytes of a file as far as it was written when it was last mapped."""
-        with suppress(OSError, ValueError):
-            path = self.folder / f"{number}.pixels"
-            mapped, size = self.files.get(number), path.stat().st_size
-            if mapped is None or len(mapped) < size:
+    def file(self, number: int, end: int) -> np.ndarray | None:
+        """The bytes of a file, up to `end` at least if it is that long."""
+        mapped = self.files.get(number)
+        if mapped is None or len(mapped) < end:
+            with suppress(OSError, ValueError):
                 # Copy on write: torch wants to be able to write, and the file stays as it is.
-                self.files[number] = np.memmap(path, np.uint8, "c")
-        return self.files.get(number)
+                path = self.folder / f"{number}.pixels"
+                self.files[number] = mapped = np.memmap(path, np.uint8, "c")
+        return mapped
 
     def write(self, index: int, image: Tensor) -> None:
         # Rows of pixels with their colours side by side, as decoders give them.
@@ -170,9 +185,10 @@ class KeptOnDisk:
         except OSError:
             self.full = True
             return
-        self.where[index, 1:] = offset, height << 32 | width, zlib.crc32(pixels)
+        row = self.number, offset, height << 32 | width, zlib.crc32(pixels)
+        self.known[index] = row
+        self.where[index, 1:] = row[1:]
         self.where[index, 0] = self.number
-        self.known[index] = True
 
 
 def shrunk(image: Tensor, side: int) -> Tensor:

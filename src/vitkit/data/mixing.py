@@ -77,7 +77,13 @@ def shares(sizes: np.ndarray, count: int) -> list[int]:
 
 
 def without_listed(source: Source, files: Sequence[str | Path]) -> Source:
-    """The source without the images whose keys are in the files.
+    """The source without the images whose keys are in the files, as `listed_in` finds them."""
+    (left_out,) = listed_in([source], files)
+    return Without(source, left_out) if left_out else source
+
+
+def listed_in(sources: Sequence[Source], files: Sequence[str | Path]) -> list[list[int]]:
+    """For each source the indices of the images whose keys are in the files.
 
     A file holds one key a line; a tab and a reason may follow; empty lines and those that begin
     with "# " do not count. A warning counts keys that are no image's. DataError where none of a
@@ -85,19 +91,20 @@ def without_listed(source: Source, files: Sequence[str | Path]) -> Source:
     """
     lists = [(Path(file).expanduser(), listed_keys(Path(file).expanduser())) for file in files]
     wanted = set().union(*(keys for _, keys in lists))
-    if not wanted:
-        return source
-    found: dict[str, int] = {}
-    for index in range(len(source)):
-        key = source.key(index)
-        if key in wanted:
-            found[key] = index
+    chosen: list[list[int]] = [[] for _ in sources]
+    found: set[str] = set()
+    for source, indices in zip(sources, chosen, strict=True):
+        for index in range(len(source) if wanted else 0):
+            key = source.key(index)
+            if key in wanted:
+                found.add(key)
+                indices.append(index)
     for file, keys in lists:
         unknown = [key for key in keys if key not in found]
         if unknown and len(unknown) == len(keys):
             raise DataError(
                 f"{file}: none of its {len(keys)} lines ({some(unknown, 3)}) names an image of "
-                f"this data, whose first is {source.key(0)}; give the list that was made for it"
+                f"this data, whose first is {sources[0].key(0)}; give the list that was made for it"
             )
         if unknown:
             warnings.warn(
@@ -105,9 +112,13 @@ def without_listed(source: Source, files: Sequence[str | Path]) -> Source:
                 f"{some(unknown, 3)}",
                 stacklevel=2,
             )
-    if len(found) == len(source):
-        raise DataError(f"the lists leave out all {len(source)} images; shorten them")
-    return Without(source, list(found.values()))
+    for source, indices in zip(sources, chosen, strict=True):
+        if 0 < len(source) == len(indices):
+            raise DataError(
+                f"the lists leave out all {len(source)} images of {source.name(0)} and its like; "
+                "shorten them"
+            )
+    return chosen
 
 
 def listed_keys(file: Path) -> dict[str, None]:

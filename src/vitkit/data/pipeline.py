@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -100,12 +101,15 @@ class TrainingStream:
         self.order = order or Order(source, batch_size, seed)
         self.kept, self.device = kept, device
         self.fetched: list[int] = []
-        self.bad = BadImages(limit=max(1, max(10, len(source) // 1000) // ranks))
+        self.pulse: Callable[[], None] = lambda: None  # called while a long time passes
+        # Where all are kept, every process meets all bad ones, else its share of them.
+        shares = 1 if isinstance(kept, KeptOnDevice) else ranks
+        self.bad = BadImages(limit=max(1, max(10, len(source) // 1000) // shares))
 
     def batches(self, first: int = 0) -> Generator[Batch, None, None]:
         """Batches from number `first` on; closing the iterator ends its threads."""
         if isinstance(self.kept, KeptOnDevice):
-            self.kept.fill(self.source, self.bad, self.threads)
+            self.kept.fill(self.source, self.bad, self.threads, self.pulse)
             return self.from_device(self.kept, first)
         return self.decoded(first)
 
@@ -116,7 +120,7 @@ class TrainingStream:
         """Nothing but a few numbers for each image goes to the device."""
 
         def load(number: int) -> Batch:
-            self.compute_alone()
+            compute_alone(self.threads)
             places = self.places(first + number)
             indices = self.order(places)
             for row in np.flatnonzero(kept.bad[indices]):
@@ -128,12 +132,6 @@ class TrainingStream:
         if kept.device.type == "cpu":
             return ahead(load, self.threads, PREFETCHED_BATCHES)
         return (load(number) for number in range(ENDLESS))  # a GPU works ahead by itself
-
-    def compute_alone(self) -> None:
-        """A loader thread computes by itself: it is the threads that work side by side."""
-        if self.threads and not hasattr(LOADER, "alone"):
-            torch.set_num_threads(1)  # of this thread, and of those that begin later
-            LOADER.alone = True
 
     def replacement(self, place: int, kept: KeptOnDevice) -> int:
         found = [index for index in self.replacements(place) if not kept.bad[index]]
@@ -158,7 +156,7 @@ class TrainingStream:
         lock = threading.Lock()
 
         def load(number: int) -> bool:
-            self.compute_alone()
+            compute_alone(self.threads)
             number, part = divmod(number, parts)
             with lock:
                 if number not in building:
@@ -216,25 +214,30 @@ class Building:
         self.indices = stream.order(self.places)
         self.draws = stream.crop.draws(stream.seed, self.places)
         size = (len(self.places), 3, *stream.crop.image_size)
-        self.images = torch.empty(size, dtype=torch.uint8, device=stream.device)
+        self.images = torch.empty(size, dtype=torch.uint8)
+        self.on_gpu: dict[range, Tensor] = {}  # what a GPU has decoded, by rows
         self.labels: list[Any] = [None] * len(self.places)
 
     def load(self, part: int, parts: int) -> None:
         rows = range(part, len(self.places), parts)
-        size = DECODED_AT_ONCE if decodes_many(self.stream.device) else CROPPED_AT_ONCE
+        many = decodes_many(self.stream.device)
+        size = DECODED_AT_ONCE if many else CROPPED_AT_ONCE
         for begin in range(0, len(rows), size):
-            self.load_some(rows[begin : begin + size])
+            some = rows[begin : begin + size]
+            if many:
+                with own_stream(self.stream.device):
+                    self.on_gpu[some] = torch.stack(self.load_some(some, self.by_gpu(some)))
+            else:
+                for row, image in zip(some, self.load_some(some, {}), strict=True):
+                    self.images[row] = image
 
-    def load_some(self, rows: range) -> None:
-        by_gpu = self.by_gpu(rows) if decodes_many(self.stream.device) else {}
+    def load_some(self, rows: range, by_gpu: dict[int, Tensor | Exception]) -> list[Tensor]:
         images = []
         for row in rows:
             index, place = int(self.indices[row]), int(self.places[row])
             image, self.labels[row] = self.stream.load(index, place, by_gpu.get(row))
-            images.append(image)
-        draws = self.draws[rows.start : rows.stop : rows.step]
-        for row, image in zip(rows, self.stream.crop.crop(images, draws), strict=True):
-            self.images[row] = image
+            images.append(image.to(self.stream.device))
+        return self.stream.crop.crop(images, self.draws[rows.start : rows.stop : rows.step])
 
     def by_gpu(self, rows: range) -> dict[int, Tensor | Exception]:
         """Images decoded on the device, those of a source that keeps files."""
@@ -252,7 +255,27 @@ class Building:
         return results | dict(zip(files, decoded, strict=True))
 
     def batch(self) -> Batch:
+        if self.on_gpu:
+            self.images = self.images.to(self.stream.device)
+        for rows, images in self.on_gpu.items():
+            self.images[rows.start : rows.stop : rows.step] = images
+            if images.is_cuda:  # made on a loader thread's stream, and used on this one
+                images.record_stream(torch.cuda.current_stream(images.device))
         return Batch(self.images, torch.from_numpy(np.stack(self.labels)), self.places)
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A loader thread works on a stream of its own, and has done so when the block ends: nothing
+    waits for the steps of the run, and nothing is read before it is there."""
+    if device.type != "cuda":
+        yield
+        return
+    if not hasattr(LOADER, "stream"):
+        LOADER.stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(LOADER.stream):
+        yield
+        LOADER.stream.synchronize()
 
 
 def decodes_many(device: torch.device) -> bool:
@@ -276,6 +299,7 @@ def evaluation_batches(
     """
 
     def load(index: int) -> tuple[Tensor, int | np.ndarray] | None:
+        compute_alone(threads)
         try:
             return preprocessing(source.image(index)), source.target(index)
         except (ImageError, OSError) as error:
@@ -288,6 +312,13 @@ def evaluation_batches(
     options = reading(threads, PREFETCHED_BATCHES * batch_size)
     batches = samples.to_iter_dataset(options).batch(batch_size, batch_fn=stack)
     return closing(iter(batches))
+
+
+def compute_alone(threads: int) -> None:
+    """A loader thread computes by itself: it is the threads that work side by side."""
+    if threads and not hasattr(LOADER, "alone"):
+        torch.set_num_threads(1)  # of this thread, and of those that begin later
+        LOADER.alone = True
 
 
 def ahead(load: Callable[[int], T], threads: int, buffered: int) -> Generator[T, None, None]:

@@ -46,12 +46,17 @@ class Order:
             raise DataError(
                 "--data.balance is for images of one class each, and these have several labels"
             )
+        if self.balance and self.source.shard_lengths is not None:
+            raise DataError(
+                "--data.balance draws images in any order, and these are read shard by shard; "
+                "leave it out, or give files at hand"
+            )
         if self.weights:
             parts = self.parts
             if len(parts) != len(self.weights):
                 raise DataError(
                     f"--data.weights names {len(self.weights)} shares for {len(parts)} DATA; give "
-                    "one for each"
+                    "one for each (parquet files or tar shards named together are one)"
                 )
             if not all(parts):
                 raise DataError(
@@ -74,14 +79,7 @@ class Order:
         lengths = self.source.shard_lengths
         if lengths is None:
             return in_epochs(places, len(self.source), self.seed)
-        epochs, inside = np.divmod(places, len(self.source))
-        indices = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            of_it = epochs == epoch
-            key = keyed(self.seed, epoch)
-            at_once = self.source.shards_at_once
-            indices[of_it] = windowed(inside[of_it], lengths, at_once, key)
-        return indices
+        return in_windows(places, lengths, self.source.shards_at_once, self.seed)
 
     def shards(self, place: int) -> list[int]:
         """The shards that images are read from at a place, and those read next."""
@@ -95,7 +93,7 @@ class Order:
 
     def without_repeats(self, places: np.ndarray) -> np.ndarray:
         """Places in a stream in which every image comes once. Repeats lie far apart in a batch, so
-        that an image is never mixed with itself."""
+        that MixUp does not pair an image with itself."""
         if self.repeats == 1:
             return places
         batch, inside = np.divmod(places, self.batch_size)
@@ -120,9 +118,20 @@ class Order:
         starts = np.cumsum([0, *self.parts])
         indices = np.empty_like(places)
         for part in np.unique(parts).tolist():
-            of_it, length = parts == part, self.parts[part]
-            indices[of_it] = starts[part] + in_epochs(places[of_it], length, self.seed + part)
+            of_it = parts == part
+            indices[of_it] = starts[part] + self.in_part(places[of_it], part)
         return indices
+
+    def in_part(self, places: np.ndarray, part: int) -> np.ndarray:
+        """Places in the stream of a part -> indices in it; of shards one after another too."""
+        length, seed = self.parts[part], self.seed + part
+        if self.source.shard_lengths is None:
+            return in_epochs(places, length, seed)
+        first = sum(self.parts[:part])
+        ends = np.cumsum(self.source.shard_lengths)
+        inside = (first < ends) & (ends <= first + length)
+        lengths = np.array(self.source.shard_lengths)[inside].tolist()
+        return in_windows(places, lengths, self.source.shards_at_once, seed)
 
     def balanced(self, places: np.ndarray) -> np.ndarray:
         bounds, members, starts, counts = self.classes
@@ -149,6 +158,16 @@ def in_epochs(places: np.ndarray, length: int, seed: int) -> np.ndarray:
     for epoch in np.unique(epochs).tolist():
         of_it = epochs == epoch
         indices[of_it] = shuffled(inside[of_it], length, keyed(seed, epoch))
+    return indices
+
+
+def in_windows(places: np.ndarray, lengths: Sequence[int], at_once: int, seed: int) -> np.ndarray:
+    """The same where images lie in shards of these lengths, so many of which are read at once."""
+    epochs, inside = np.divmod(places, sum(lengths))
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        of_it = epochs == epoch
+        indices[of_it] = windowed(inside[of_it], lengths, at_once, keyed(seed, epoch))
     return indices
 
 

@@ -172,8 +172,12 @@ class Concatenated(Source):
         self.starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
         self.part_lengths = [len(part) for part in parts]
         if any(part.shard_lengths is not None for part in parts):
-            self.shard_lengths = [n for part in parts for n in part.shard_lengths or [len(part)]]
             sharded = [part for part in parts if part.shard_lengths is not None]
+            lengths = [length for part in sharded for length in part.shard_lengths or ()]
+            mean = max(1, sum(lengths) // max(1, len(lengths)))
+            # What is at hand is cut alike, or all of it would come in one stretch of the stream.
+            self.shards_of = [part.shard_lengths or pieces(len(part), mean) for part in parts]
+            self.shard_lengths = [length for of_part in self.shards_of for length in of_part]
             self.shards_at_once = min(part.shards_at_once for part in sharded)
 
     def locate(self, index: int) -> tuple[Source, int]:
@@ -204,12 +208,11 @@ class Concatenated(Source):
 
     def prefetch(self, shards: Sequence[int]) -> None:
         first = 0
-        for part in self.parts:
-            number = len(part.shard_lengths or [len(part)])
-            wanted = [shard - first for shard in shards if first <= shard < first + number]
-            if wanted:
+        for part, lengths in zip(self.parts, self.shards_of, strict=True):
+            wanted = [shard - first for shard in shards if first <= shard < first + len(lengths)]
+            if wanted and part.shard_lengths is not None:
                 part.prefetch(wanted)
-            first += number
+            first += len(lengths)
 
     def fingerprint(self) -> str:
         return digest([part.fingerprint() for part in self.parts])
@@ -319,6 +322,11 @@ class Without(Source):
 
     def fingerprint(self) -> str:
         return digest([self.source.fingerprint(), "without", self.left_out.tobytes()])
+
+
+def pieces(number: int, length: int) -> list[int]:
+    """A number of images in pieces of this length, the last as long as it comes."""
+    return [min(length, number - begin) for begin in range(0, number, length)]
 
 
 def chosen_in_each(indices: np.ndarray, lengths: Sequence[int]) -> list[int]:

@@ -95,12 +95,18 @@ class Model:
                 if isinstance(tensor, ImageError):
                     predictions.append(Prediction(name, error=str(tensor)))
                     continue
-                shares, order = next(logits).softmax(-1).topk(min(top, len(self.class_names)))
+                shares, order = self.shares(next(logits)).topk(min(top, len(self.class_names)))
                 ranked = zip(order.tolist(), shares.tolist(), strict=True)
                 predictions.append(
                     Prediction(name, tuple((self.class_names[i], share) for i, share in ranked))
                 )
         return predictions
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Logits (K,) -> probabilities (K,): of one class among all, or where the net was trained
+        on images of several labels of each class by itself."""
+        several = self.provenance.get("multi_label") is True
+        return logits.sigmoid() if several else logits.softmax(-1)
 
     def features(self, images: Picture | Iterable[Picture], batch_size: int = 32) -> np.ndarray:
         """(N, D) float32: what the final linear layer reads. Raises ImageError for a bad image."""

@@ -89,6 +89,7 @@ class Training:
                 self.finish_saving()  # where states cannot be saved, that is told now
                 self.meter.restart()
             self.batches = self.batches_ahead()
+            self.meter.restart()
             try:
                 while self.between_steps():
                     self.step(self.next_batch())
@@ -97,7 +98,14 @@ class Training:
                 self.saver.finish()
 
     def batches_ahead(self) -> Generator[Batch, None, None]:
+        self.stream.pulse = self.pulse
         return ready(self.stream.batches(self.state.position), self.setup)
+
+    def pulse(self) -> None:
+        """While images are decoded to be kept: it is no hang, and Ctrl-C ends it."""
+        self.patience.beat()
+        if self.stop.received and self.setup.engine.world.size == 1:
+            raise Interrupted(self.stop.received, folder_of(self.checkpoints, self.state.step))
 
     def next_batch(self) -> Batch:
         """The next batch; the time in which the device had nothing to do but wait is noted."""

@@ -60,8 +60,18 @@ def evaluate(
 def top_k_metrics(model: Model, source: Source, title: str, threads: int) -> dict[str, float]:
     number = class_numbers(model.class_names, source.class_names, title)
     batches = evaluation_batches(source, model.preprocessing, BATCH, threads)
-    renumbered = (Batch(b.images, number[b.labels]) for b in batches)
+    classes = len(model.class_names)
+    renumbered = (Batch(b.images, renumber(b.labels, number, classes)) for b in batches)
     return top_k(lambda images: model.run(model.net, images), renumbered)
+
+
+def renumber(labels, number, classes: int):
+    """Labels (B,) or (B, K) of the data -> those of the net, which has so many classes."""
+    if labels.ndim == 1:
+        return number[labels]
+    of_net = labels.new_zeros(len(labels), classes)
+    of_net[:, number] = labels
+    return of_net
 
 
 def class_numbers(known: list[str], given: list[str], title: str):
@@ -103,6 +113,11 @@ def few_shot_sources(splits, train: Source | None) -> tuple[Source, Source]:
 def few_shot_metrics(
     model: Model, pool: Source, scored: Source, l2: float, threads: int
 ) -> dict[str, float]:
+    if pool.multi_label or scored.multi_label:
+        raise DataError(
+            "few-shot takes images of one class each, and these may have several labels; use "
+            "--protocol top-k"
+        )
     require_classes(pool, "few-shot")
     features, labels = [], []
     for source in (pool, scored):

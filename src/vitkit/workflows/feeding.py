@@ -33,28 +33,11 @@ KEPT_SIDE = 8 / 7  # of the image side: 256 for 224
 
 def training_stream(task: Task, config: TrainConfig, engine: Engine) -> TrainingStream:
     """The stream that a run trains on; DataError or UsageError where it cannot be."""
-    world = engine.world
-    if config.data.decode == "cuda" and engine.device.type != "cuda":
-        raise UsageError("--data.decode cuda needs a GPU to train on; leave it out")
-    if config.data.decode == "cuda" and engine.keep != "none":
-        raise UsageError(
-            f"--data.keep {engine.keep} decodes each image once, on the CPU; leave out "
-            "--data.decode cuda"
-        )
+    world, order = engine.world, checked_order(task, config, engine)
     crop = RandomCrop(config.image_size, config.augment.crop_area, config.augment.flip)
-    order = Order(
-        task.train, config.batch_size, config.seed, config.data.repeats, config.data.weights,
-        config.data.balance,
-    )  # fmt: skip
     kept = None
     if engine.keep == "device":
-        size = common_size(task.train)
-        if size is None:
-            raise DataError(
-                f"{task.name}: its images differ in size, so that they cannot be kept on the "
-                "device; give --data.keep disk or none"
-            )
-        kept = KeptOnDevice(size, engine.device)
+        kept = KeptOnDevice(size_of_all(task), engine.device)
     elif engine.keep == "disk":
         kept = kept_on_disk(task, config)
     return TrainingStream(
@@ -64,9 +47,35 @@ def training_stream(task: Task, config: TrainConfig, engine: Engine) -> Training
     )  # fmt: skip
 
 
+def checked_order(task: Task, config: TrainConfig, engine: Engine) -> Order:
+    """The order of a run's images; DataError or UsageError where a run cannot be fed so."""
+    if config.data.decode == "cuda" and engine.device.type != "cuda":
+        raise UsageError("--data.decode cuda needs a GPU to train on; leave it out")
+    if config.data.decode == "cuda" and engine.keep != "none":
+        raise UsageError(
+            f"--data.keep {engine.keep} decodes each image once, on the CPU; leave out "
+            "--data.decode cuda"
+        )
+    if engine.keep == "device":
+        size_of_all(task)
+    return Order(
+        task.train, config.batch_size, config.seed, config.data.repeats, config.data.weights,
+        config.data.balance,
+    )  # fmt: skip
+
+
+def size_of_all(task: Task) -> tuple[int, int]:
+    size = common_size(task.train)
+    if size is None:
+        raise DataError(
+            f"{task.name}: its images differ in size, so that they cannot be kept on the device; "
+            "give --data.keep disk or none"
+        )
+    return size
+
+
 def kept_on_disk(task: Task, config: TrainConfig) -> KeptOnDisk:
     side = config.data.keep_side or round(KEPT_SIDE * max(config.image_size))
-    # The images decide, not which of them are trained on: another split shares what is kept.
     name = digest([task.fingerprint, str(side)])[:16]
     return KeptOnDisk(cache_folder() / "decoded" / name, len(task.train), side, cache_limit())
 
@@ -74,7 +83,14 @@ def kept_on_disk(task: Task, config: TrainConfig) -> KeptOnDisk:
 def loader_threads(config: TrainConfig, world: World) -> int:
     if config.threads is not None:
         return config.threads
-    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // world.local_size))
+    return max(1, min(MOST_THREADS, cores() // world.local_size))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_keep(config: TrainConfig, source: Source, device: torch.device, world: World) -> str:

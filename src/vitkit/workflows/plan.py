@@ -168,7 +168,7 @@ def noise(config: TrainConfig) -> Generator[Batch, None, None]:
 def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:
     """Seconds of a step, by taking some; without loading images."""
     engine = replace(engine, world=World())
-    setup = Setup(config, 1, engine, Preprocessing.direct(config.image_size))
+    setup = Setup(config, 1, engine, Preprocessing.direct(config.image_size), net.classes)
     state = fresh_state(make(net), config, engine)
     with computing_threads(engine.threads):
         return seconds_of_a_step(setup, state.net, state.forward, noise(config))

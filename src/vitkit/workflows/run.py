@@ -100,6 +100,9 @@ def train_run(
     with joined(place):
         choose = partial(choose_engine, net=meta, images=len(task.train), device=place, world=world)
         engine = together(lambda: choose(config))
+        kept = preprocessing or Preprocessing.direct(config.image_size)
+        classes = len(task.train.class_names)
+        check_labels(Setup(config, 1, engine, kept, classes), task)
         keep = from_main(lambda: choose_keep(config, task.train, place, world))
         engine = replace(engine, keep=keep)
         size = state_bytes(cost.parameters(net_config), config)
@@ -112,10 +115,7 @@ def train_run(
                 # What was computed again stays so, unless other words are given now.
                 again = together(lambda: choose(with_recorded(config, recorded)))
                 engine = as_recorded(again, recorded)
-            kept = preprocessing or Preprocessing.direct(config.image_size)
-            classes = len(task.train.class_names)
             setup = Setup(config, recorded.get("steps", 1), engine, kept, classes)
-            check_labels(setup, task)
             torch.manual_seed(config.seed)
             # Sharded weights are drawn by the main process, which then hands out the parts.
             elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
@@ -174,6 +174,7 @@ def train_into(
     lineage = {
         "kind": kind, "model": config.model, "recipe": config.recipe, "steps": setup.steps,
         "data": task.name, "data_fingerprint": task.fingerprint, "from": parent,
+        "multi_label": task.train.multi_label,
     }  # fmt: skip
 
     def write(name: str) -> None:

@@ -258,6 +258,8 @@ def check_resumed(
             "the kind of run": (recorded["kind"], kind),
             "the checkpoint": (recorded["from"], json.loads(json.dumps(parent))),
             "the data": (recorded["data"]["fingerprint"], task.fingerprint),
+            "the order of the data (shards at hand or afar)": (
+                recorded["data"].get("read_by", "images"), task.read_by),
             "the held-out data": (recorded["data"]["held_out_fingerprint"],
                                   task.held_out_fingerprint),
         }  # fmt: skip

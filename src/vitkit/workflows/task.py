@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from vitkit.data.checks import some
 from vitkit.data.facts import DataFacts
-from vitkit.data.mixing import subset, without_listed
+from vitkit.data.mixing import listed_in, subset
 from vitkit.data.opening import held_out, image_side, open_data, require_classes
-from vitkit.data.source import Concatenated, Source, Splits, Without
+from vitkit.data.source import Source, Splits, Without
 from vitkit.errors import VitkitError
 from vitkit.training.config import DataConfig, TrainConfig, override
 
@@ -38,6 +36,11 @@ class Task:
     def held_out_fingerprint(self) -> str:
         return self.val.fingerprint()
 
+    @property
+    def read_by(self) -> str:
+        """By which the order of the images differs: shards afar are read one after another."""
+        return "images" if self.train.shard_lengths is None else "shards"
+
     def facts(self) -> DataFacts:
         return DataFacts(
             len(self.train), len(self.train.class_names), image_side(self.train),
@@ -49,6 +52,7 @@ class Task:
             "name": self.name,
             "fingerprint": self.fingerprint,
             "held_out_fingerprint": self.held_out_fingerprint,
+            "read_by": self.read_by,
             "train_images": len(self.train),
             "held_out_images": len(self.val),
             "held_out": "given by the data" if self.val_given else "split.json",
@@ -86,24 +90,14 @@ def open_task(data: Any, config: DataConfig | None = None) -> Task:
 def without_quarantined(splits: Splits, lists: tuple[str, ...]) -> Splits:
     """The same splits but for the images in these lists."""
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
-    kept = without_listed(Concatenated(parts), lists)
-    if not isinstance(kept, Without):
-        return splits
-    left_out = dict(zip(map(id, parts), divided(kept.left_out, map(len, parts)), strict=True))
+    chosen = dict(zip(map(id, parts), listed_in(parts, lists), strict=True))
 
     def cleaned(part: Source | None) -> Source | None:
-        return part and Without(part, left_out[id(part)])
+        return Without(part, chosen[id(part)]) if part is not None and chosen[id(part)] else part
 
     train = cleaned(splits.train)
     assert train is not None
     return Splits(splits.name, train, cleaned(splits.val), cleaned(splits.test))
-
-
-def divided(indices: np.ndarray, lengths: Iterable[int]) -> list[np.ndarray]:
-    """Sorted indices of parts that lie one after another -> those of each part, in it."""
-    starts = np.cumsum([0, *lengths])
-    places = np.searchsorted(indices, starts)
-    return [indices[a:b] - start for a, b, start in zip(places, places[1:], starts, strict=False)]
 
 
 def data_config(config: TrainConfig | None, fields: Mapping[str, Any]) -> DataConfig:

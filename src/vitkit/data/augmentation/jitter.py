@@ -43,7 +43,9 @@ def one_after_another(
     if amounts[0]:
         images = blend(torch.zeros((), device=images.device), images, factors[0])
     if amounts[1]:
-        images = blend(luma(images).mean((2, 3), keepdim=True), images, factors[1])
+        images = blend(
+            luma(images).mean((2, 3), keepdim=True, dtype=torch.float64).float(), images, factors[1]
+        )
     if amounts[2]:
         images = blend(luma(images), images, factors[2])
     if amounts[3]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ON_GPU = 2**25  # values, some of which become 8 bytes each for a moment
 CACHED = 2**20  # values; more would leave a CPU's caches, and fewer cost more calls
 
 
@@ -25,8 +26,8 @@ def column(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def parts(images: Tensor, values: int = CACHED) -> list[slice]:
-    """Which images go through together: all, but on a CPU so few that they stay in its caches."""
-    together = len(images)
-    if images.device.type == "cpu":
-        together = max(1, values // max(1, images[:1].numel()))
+    """Which images go through together: on a CPU so few that they stay in its caches, on a GPU so
+    many that what they take meanwhile is small beside a training step."""
+    most = values if images.device.type == "cpu" else ON_GPU
+    together = max(1, most // max(1, images[:1].numel()))
     return [slice(start, start + together) for start in range(0, len(images), together)]

@@ -15,6 +15,7 @@ absent, holds no code, and is DATA itself.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,14 @@ def write_index(out: str | Path, splits: Splits, words: Any = None, hash: bool =
 
 
 def write_columns(out: Path, title: str, rows: Sequence[Rows], content: Content) -> Path:
-    """Write an index, complete or not at all; gives its path."""
+    """Write an index, complete or not at all; gives its path. Raises DataError.
+
+    An older index is replaced, and nothing else.
+    """
+    if os.path.lexists(out) and not is_index(out):
+        raise DataError(
+            f"{out}: exists and is no index; give a name that is free, as {out.name}.index"
+        )
     labels = [part.labels for part in rows]
     multi_label = not isinstance(labels[0], np.ndarray)
     if len({isinstance(part, np.ndarray) for part in labels}) > 1:

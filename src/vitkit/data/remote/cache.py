@@ -117,12 +117,16 @@ def on_disk(shard: Shard) -> Iterator[Path]:
     """The path of the whole file, which stays while the block lasts. DataError."""
     path = cached_path(shard)
     for _ in range(3):
-        with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            if not fetch(shard, path):
+                break
+            continue
+        with file:
             held(file.fileno())
             yield path
-            return
-        if not fetch(shard, path):
-            break
+        return
     raise DataError(
         f"{without_secrets(shard.place)}: {shard.size:,} bytes do not fit into the cache of "
         f"{cache_limit():,}; raise VITKIT_CACHE_GB"

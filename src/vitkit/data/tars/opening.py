@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.cache import cache_folder
-from vitkit.data.checks import DataError, digest, first_line, some
+from vitkit.data.checks import DataError, digest, first_line, gaps, some
 from vitkit.data.formats.folders import IMAGE_SUFFIXES, SPLITS
 from vitkit.data.indexes.content import Content, Rows, shards_info
 from vitkit.data.indexes.index import SPLIT_NAMES, open_index, read_info, write_columns
@@ -95,6 +95,13 @@ def open_tars(words: Sequence[str | Path]) -> Splits:
     places = named_places(words)
     title = without_secrets(str(words[0]))
     shards = found_shards(places, title)
+    missing = gaps([without_secrets(shard.place) for shard in shards])
+    if missing:
+        warnings.warn(
+            f"{title}: {len(missing)} shards are missing between the others: {some(missing)}; "
+            "going on without them",
+            stacklevel=2,
+        )
     splits = [split_of(shard.place) for shard in shards]
     names = class_names_beside(shards)
     made_of = digest(
