@@ -1,6 +1,7 @@
 """Decoded images kept in files: read back, shared, and never believed without their checksum."""
 
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -144,3 +145,28 @@ def test_a_folder_of_other_images_is_refused(tmp_path):
     kept(tmp_path, Counting(20))
     with pytest.raises(DataError, match=r"where\.npy: does not belong to these images; remove"):
         kept(tmp_path, Counting(21))
+
+
+def test_a_folder_that_was_removed_and_made_anew_gives_no_other_images(tmp_path):
+    source, other = Counting(), Counting()
+    other.pictures = [255 - picture for picture in other.pictures]
+    running = kept(tmp_path / "kept", source)
+    assert_all_right(running, source)
+    shutil.rmtree(tmp_path / "kept")
+    assert_all_right(kept(tmp_path / "kept", other), other)
+    assert_all_right(running, source)
+
+
+def test_what_others_write_to_a_row_later_does_not_change_what_was_verified(tmp_path):
+    source = Counting()
+    running = kept(tmp_path, source)
+    assert_all_right(running, source)
+    running.where[3, 1:] = running.where[7, 1:]  # another process, half done
+    assert_all_right(running, source)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk"])
+def test_a_folder_that_cannot_be_used_is_named_with_what_to_do(tmp_path, content):
+    (tmp_path / "where.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot be kept there .* VITKIT_CACHE, or give --data.k"):
+        kept(tmp_path, Counting())

@@ -142,6 +142,35 @@ def test_shares_are_whole_numbers_that_sum_to_the_total():
     assert sum(shares_of(MIXTURE, (0.123, 0.456, 7.89))) == MIXTURE
 
 
+# Shards
+
+
+def in_shards(number: int, length: int) -> ArraySource:
+    data = source(np.arange(number) % 3)
+    data.shard_lengths, data.shards_at_once = [length] * (number // length), 2
+    return data
+
+
+def test_each_part_of_a_mixture_reads_its_own_shards_some_at_once():
+    parts = Concatenated([in_shards(50_000, 500), in_shards(50_000, 500)])
+    found = Order(parts, 10, seed=2, weights=(1.0, 1.0))(places(MIXTURE))
+    assert len(set(found.tolist())) == MIXTURE  # half an epoch at most of each: none twice
+    assert len(set((found // 500).tolist())) <= 2 * 12  # of 200 shards
+
+
+def test_what_is_at_hand_comes_evenly_among_shards_from_afar():
+    parts = Concatenated([source(np.arange(1000) % 3), in_shards(1000, 10)])
+    found = Order(parts, 100, seed=2)(places(2000))
+    assert sorted(found) == list(range(2000))
+    local = (found.reshape(10, 200) < 1000).mean(axis=1)
+    assert local.min() > 0.2 and local.max() < 0.8
+
+
+def test_balance_needs_images_at_hand():
+    with pytest.raises(DataError, match="read shard by shard; leave it out"):
+        Order(in_shards(30, 10), 10, seed=0, balance=1.0)
+
+
 # Balance
 
 

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 import vitkit
+from vitkit.cli import main
 from vitkit.data.checks import DataError
+from vitkit.data.indexes.index import build_index
 from vitkit.data.opening import digits
 from vitkit.data.pipeline import TrainingStream
 from vitkit.data.source import ArraySource, Splits
@@ -249,3 +251,67 @@ def test_threads_are_one_a_core_unless_told(monkeypatch):
     assert loader_threads(TrainConfig(threads=0), World()) == 0
     monkeypatch.setattr(feeding, "cores", lambda: 200)
     assert loader_threads(TrainConfig(), World()) == 16
+
+
+# What must not happen
+
+
+def test_an_index_replaces_no_folder_and_no_file(tmp_path):
+    data = photos(tmp_path / "photos")
+    (tmp_path / "keep.csv").write_text("mine")
+    for name in ("photos", "keep.csv"):
+        with pytest.raises(DataError, match="exists and is no index; give a name that is free"):
+            build_index(data, tmp_path / name)
+    assert len(list(data.rglob("*.png"))) == 24
+    assert (tmp_path / "keep.csv").read_text() == "mine"
+    for _ in range(2):  # an older index may be replaced
+        build_index(data, tmp_path / "photos.index")
+
+
+def test_a_net_of_several_labels_is_evaluated_and_predicts_each_class_by_itself(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    labels = np.stack([np.arange(40) % 2, np.arange(40) % 3 > 0, np.arange(40) % 5 > 1], axis=1)
+    data = ArraySource(images, labels, ["a", "b", "c"])
+    run = vitkit.pretrain(data, out=tmp_path / "run", **FAST)
+    fewer = ArraySource(images, labels[:, [2, 0]], ["c", "a"])
+    for part in (data, fewer):
+        metrics = vitkit.evaluate(run.folder, part)["metrics"]
+        assert 0 < metrics["mean_average_precision"] <= 1
+    with pytest.raises(DataError, match="few-shot takes images of one class each"):
+        vitkit.evaluate(run.folder, data, "few-shot")
+    (prediction,) = run.model.predict(images[0], top=3)
+    shares = dict(prediction.top)
+    assert abs(sum(shares.values()) - 1) > 0.2  # about a half each
+
+
+def test_quarantine_may_not_leave_a_split_empty_and_splits_may_differ_in_their_classes(tmp_path):
+    for split in ("train", "val"):
+        photos(tmp_path / "photos" / split)
+    (tmp_path / "photos" / "test" / "unknown").mkdir(parents=True)
+    image = (tmp_path / "photos" / "train" / "cat" / "0.png").read_bytes()
+    (tmp_path / "photos" / "test" / "unknown" / "1.png").write_bytes(image)
+    task = open_task(tmp_path / "photos")
+    listed = tmp_path / "quarantine.txt"
+    listed.write_text(task.train.key(3) + "\n")
+    assert len(open_task(tmp_path / "photos", DataConfig(quarantine=(str(listed),))).train) == 23
+    listed.write_text("\n".join(keys(task.val)) + "\n")
+    with pytest.raises(DataError, match="leave out all 24 images"):
+        open_task(tmp_path / "photos", DataConfig(quarantine=(str(listed),)))
+
+
+def test_a_run_on_shards_afar_is_not_resumed_on_the_same_ones_at_hand(tmp_path):
+    data = open_task("digits")
+    vitkit.pretrain(data, out=tmp_path / "run", **FAST)
+    data.train.shard_lengths = [len(data.train)]
+    with pytest.raises(UsageError, match="the order of the data"):
+        vitkit.pretrain(data, out=tmp_path / "run", resume="auto", **FAST)
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    data = str(photos(tmp_path / "photos"))
+    for words in (["--data.keep", "device"], ["--data.repeats", "3", "--batch-size", "8"],
+                  ["--data.weights", "1", "2"], ["--data.decode", "cuda"],
+                  ["--augment.mixup", "0.2", "--batch-size", "5"]):  # fmt: skip
+        words = ["pretrain", data, "--steps", "2", "--device", "cpu", "--dry-run", *words]
+        assert main(words) in (1, 2), words
+    capsys.readouterr()
