@@ -152,7 +152,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-TIMED = ("images_per_second", "memory_bytes")
+TIMED = ("images_per_second", "data_share", "memory_bytes")
 
 
 def check_same_run(out, reference) -> None:
