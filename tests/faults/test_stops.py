@@ -201,7 +201,7 @@ def test_a_run_whose_processes_do_not_look_after_each_other_is_found_out(tmp_pat
 def loader(out, how, patience="4", fault=None):
     fault = {"loader": True, "how": how, "image": 300, **(fault or {})}
     began = time.monotonic()
-    run = Run(out, "--patience", patience, fault=fault, processes=1)
+    run = Run(out, "--patience", patience, "--data.keep", "none", fault=fault, processes=1)
     code = run.ended(ENDED)
     assert code == 1, run.words()
     return run, time.monotonic() - began
