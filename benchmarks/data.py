@@ -290,6 +290,7 @@ def written_shards(folder: Path, paths: list[str], number_of: int) -> list[str]:
 
 
 def dali_photos(args: argparse.Namespace) -> Batches:
+    # Not a dependency: measured where it is installed, else its row names what lacks.
     from nvidia.dali import fn, pipeline_def, types  # type: ignore[import-not-found]
     from nvidia.dali.plugin.pytorch import DALIGenericIterator  # type: ignore[import-not-found]
 

@@ -140,7 +140,7 @@ def an_epoch(stream):
         for _ in range(NUMBER // 100):
             next(batches)
         batches.close()
-    except Exception as error:
+    except Exception as error:  # told to the test as what ended the epoch
         return str(error)[:200]
     return set(stream.bad.reasons)
 
