@@ -14,7 +14,7 @@ from vitkit.models.variants import build
 # just before, since a large import would hide a smaller peak after it.
 MEASURE = """
 import json, pathlib, resource, sys
-import torch, vitkit
+import torch, torchvision, vitkit
 from vitkit.prediction.model import load
 from vitkit.workflows.convert import convert
 status = lambda key: int(next(line for line in open("/proc/self/status") if line.startswith(key))
@@ -49,6 +49,12 @@ def bundle_of(name: str, folder) -> int:
 def vit_b(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory") / "bundle"
     return folder, bundle_of("ViT-B/16", folder)
+
+
+def test_loading_a_bundle_does_not_wait_for_the_compiler(vit_b):
+    code = "import sys; from vitkit.prediction.model import load; load(sys.argv[1]); "
+    code += "assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, vit_b[0]], check=True)
 
 
 def test_loading_a_bundle_takes_little_more_memory_than_its_weights(vit_b):

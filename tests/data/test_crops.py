@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vitkit.data.crops import DRAWS, RandomCrop, inception_boxes
+from vitkit.data.crops import DRAWS, RandomCrop, inception_boxes, sampling
 
 
 def draws(seed: int, number: int = 1) -> np.ndarray:
@@ -192,3 +192,16 @@ def test_how_a_batch_is_cut_changes_no_image():
     whole = crop.crop_batch(images, drawn)
     parts = [crop.crop_batch(images[i : i + 7], drawn[i : i + 7]) for i in range(0, 50, 7)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_products_are_exact_so_that_no_batch_or_device_rounds_otherwise():
+    crop, count = RandomCrop((48, 40), (0.05, 1.0), flip=False), 400
+    images = torch.stack([noise(64, 57, seed) for seed in range(count)])
+    drawn = crop.draws(3, np.arange(count))
+    boxes = inception_boxes(drawn, np.tile([[64, 57]], (count, 1)), crop.crop_area)
+    rows = torch.from_numpy(sampling(boxes[:, 0], boxes[:, 2], 48))
+    columns = torch.from_numpy(sampling(boxes[:, 1], boxes[:, 3], 40))
+    left = (1 - (rows[:, :, None] - torch.arange(64)).abs()).clamp(min=0)
+    right = (1 - (columns[:, :, None] - torch.arange(57)).abs()).clamp(min=0)
+    in_float64 = (left[:, None] @ images.double() @ right[:, None].mT).round()
+    assert torch.equal(crop.crop_batch(images, drawn).double(), in_float64)

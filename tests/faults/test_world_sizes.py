@@ -5,6 +5,8 @@ import random
 import pytest
 from runs import STEPS, Run, batches_of, records
 
+from vitkit.data.sampling import places_of
+
 pytestmark = pytest.mark.faults
 
 WORDS = ["--dropout", "0"]
@@ -22,7 +24,10 @@ def images_of(out):
         for images in {images for _, images in found}:
             ranks = [share for (_, n), share in sorted(found.items()) if n == images]
             if images * len(ranks) == 16:
-                whole = [one for together in zip(*ranks, strict=True) for one in together]
+                whole = [""] * 16
+                for rank, share in enumerate(ranks):
+                    for place, one in zip(places_of(0, 16, rank, len(ranks)), share, strict=True):
+                        whole[place] = one
                 assert batches.setdefault(number, whole) == whole, f"batch {number} differs"
     return batches
 

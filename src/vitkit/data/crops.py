@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,11 +114,14 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 def sampling(start: np.ndarray, length: np.ndarray, new: int) -> np.ndarray:
     """(B, new): the old pixel, a fraction, that each new one of a crop lies on; half-pixel centres.
 
-    `start` and `length` (B,) are those of the crop along one side, which is not left.
+    `start` and `length` (B,) are those of the crop along one side, which is not left. In whole
+    256ths, so that the products of `interpolated` are exact in float32, whatever the order of
+    their sums: an image comes out the same in any batch and on any device.
     """
     scale = length[:, None] / new
     inside = (np.arange(new) + 0.5) * scale - 0.5
-    return start[:, None] + np.clip(inside, 0, length[:, None] - 1)
+    places = start[:, None] + np.clip(inside, 0, length[:, None] - 1)
+    return np.rint(places * 256) / 256
 
 
 def interpolated(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -132,9 +136,21 @@ def interpolated(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     left = shares(rows, old_height)  # (B, h, H)
     right = shares(columns, old_width).mT.contiguous()  # (B, W, w)
     pixels = images.permute(0, 2, 1, 3).float().reshape(batch, old_height, 3 * old_width)
-    mixed = torch.bmm(torch.bmm(left, pixels).view(batch, -1, old_width), right)  # (B, 3h, w)
+    with full_precision(images.device):
+        mixed = torch.bmm(torch.bmm(left, pixels).view(batch, -1, old_width), right)  # (B, 3h, w)
     mixed = mixed.round_().view(batch, rows.shape[1], 3, columns.shape[1])
     return mixed.permute(0, 2, 1, 3)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """A run may let a GPU round to TF32's 11 bits; exact products of crops take all 24."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+    yield
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(before)
 
 
 def shares(places: Tensor, old: int) -> Tensor:

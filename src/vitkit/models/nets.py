@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vitkit.errors import UsageError
 from vitkit.models.axial_resnet import AxialResNet, AxialResNetConfig
@@ -61,8 +62,7 @@ def resize_net(net: Net, image_size: tuple[int, int]) -> Net:
         state = {name: resized(name, tensor, old, new) for name, tensor in state.items()}
     elif new != old and not isinstance(net, BiT | EfficientNet):
         state |= fixed_tensors(new, state)
-    with torch.device("meta"):
-        fresh = make(new)
+    fresh = make_meta(new)
     fresh.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     return fresh.requires_grad_(True).train(net.training)
 
@@ -99,5 +99,21 @@ def fixed_tensors(new: NetConfig, state: dict[str, Tensor]) -> dict[str, Tensor]
 
 def make_meta(config: NetConfig) -> Net:
     """The net without memory: names and shapes only."""
-    with torch.device("meta"):
+    with torch.device("meta"), NothingDrawn():
         return make(config)
+
+
+DRAWING = {
+    Tensor.normal_, Tensor.uniform_,
+    nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_,
+}  # fmt: skip
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Random numbers are not drawn; where tensors hold nothing, torch would load its compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
