@@ -35,7 +35,7 @@ from vitkit.data import duplicates
 from vitkit.data.audit import look_through
 from vitkit.data.opening import open_data
 from vitkit.data.source import Source
-from vitkit.workflows.data import all_duplicates
+from vitkit.workflows.data_duplicates import all_duplicates
 
 RESULTS = Path(__file__).with_name("results") / "duplicates.json"
 KINDS = ("encoded", "resized", "cropped", "mirrored", "brightness")

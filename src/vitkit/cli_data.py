@@ -103,7 +103,7 @@ def stats(argv: list[str]) -> Any:
 
 def dedup(argv: list[str]) -> Any:
     words = ready(DataDedup(), "dedup", argv)
-    from vitkit.workflows.data import dedup
+    from vitkit.workflows.data_duplicates import dedup
 
     found = dedup(
         list(words.data), against=words.against, checkpoint=words.checkpoint or None,
@@ -132,7 +132,7 @@ def dedup(argv: list[str]) -> Any:
 def split(argv: list[str]) -> Any:
     words = ready(DataSplit(), "split", argv)
     require(words.out, "data split", "-o NAME.index, where to write")
-    from vitkit.workflows.data import split
+    from vitkit.workflows.data_duplicates import split
 
     found = split(
         list(words.data), words.out, val=words.val, test=words.test, seed=words.seed,

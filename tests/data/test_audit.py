@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from scipy.sparse import csr_array
 
-from vitkit.data.audit import best_first, findings, look_through, parts_of, same_bytes
+from vitkit.data.audit import best_first, findings, look_through, same_bytes
 from vitkit.data.opening import open_data
-from vitkit.data.source import ArraySource, Source, Splits
+from vitkit.data.source import ArraySource, Source
 
 
 class Files(Source):
@@ -174,7 +174,7 @@ def test_sums_give_the_mean_and_the_deviation_of_all_pixels():
 
 def test_progress_ends_at_all_images_and_order_is_that_of_the_data():
     told = []
-    parts = parts_of(Splits("x", open_data("digits").train))
+    parts = [("train", open_data("digits").train)]
     seen = look_through(parts, threads=3, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (len(seen), len(seen))
     assert (seen.heights == 8).all() and seen.notes["tiny"] == len(seen)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vitkit.data.checks import BadImages
 from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError, decode_batch
 from vitkit.data.kept import KeptOnDevice, KeptOnDisk
-from vitkit.data.pipeline import BadImages, TrainingStream, evaluation_batches
+from vitkit.data.pipeline import TrainingStream, evaluation_batches
 from vitkit.data.source import Source
 from vitkit.data.transforms import Preprocessing
 

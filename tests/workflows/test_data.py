@@ -14,6 +14,7 @@ from vitkit.data.checks import DataError
 from vitkit.data.opening import open_data
 from vitkit.errors import UsageError
 from vitkit.workflows import data as work
+from vitkit.workflows.data_duplicates import dedup, divided, split
 
 
 def picture(seed: int, side: int = 48) -> Image.Image:
@@ -32,12 +33,12 @@ def photos(tmp_path):
     """train/ and test/ of cats and dogs: a bad file, a copy, a mirrored and a smaller image."""
     root = tmp_path / "photos"
     seed = 0
-    for split, images in (("train", 12), ("test", 4)):
+    for part, images in (("train", 12), ("test", 4)):
         for name in ("cat", "dog"):
-            (root / split / name).mkdir(parents=True)
+            (root / part / name).mkdir(parents=True)
             for number in range(images):
                 seed += 1
-                picture(seed).save(root / split / name / f"{number}.png")
+                picture(seed).save(root / part / name / f"{number}.png")
     train, test = root / "train", root / "test"
     (train / "cat" / "bad.jpg").write_bytes(b"nothing")
     (train / "dog" / "copy.png").write_bytes((train / "dog" / "3.png").read_bytes())
@@ -69,7 +70,7 @@ def test_check_writes_a_quarantine_that_training_honours(photos, tmp_path):
 
 
 def test_dedup_finds_copies_and_leaks_and_writes_a_clean_index(photos, tmp_path):
-    found = work.dedup(photos, out=tmp_path / "clean", quiet=True)
+    found = dedup(photos, out=tmp_path / "clean", quiet=True)
     assert found["pairs"] == {"same bytes": 1, "look": 2}
     assert found["leaks"] == {"train-test": 1} and found["groups"] == 3
     left_out = [Path(key).name for key in lines(found["quarantine"])]
@@ -98,7 +99,7 @@ def test_against_other_data_only_what_is_trained_on_is_left_out(photos, tmp_path
     Image.open(other / "left" / "1.webp").save(other / "right" / "again.bmp")
     picture(99).save(other / "right" / "a.png")
     picture(99, side=96).resize((48, 48)).save(other / "right" / "b.png")
-    found = work.dedup(photos / "train", against=[other], out=tmp_path / "clean", quiet=True)
+    found = dedup(photos / "train", against=[other], out=tmp_path / "clean", quiet=True)
     left_out = [Path(key).name for key in lines(found["quarantine"])]
     assert sorted(left_out) == ["1.png", "2.png", "5.png", "copy.png"]
     assert list(found["leaks"].values()) == [3]
@@ -111,14 +112,14 @@ def test_with_a_checkpoint_duplicates_are_found_by_features_too(photos, tmp_path
     run = vitkit.pretrain(
         "digits", out=tmp_path / "run", steps=1, batch_size=4, quiet=True, image_size=8
     )
-    found = work.dedup(
+    found = dedup(
         photos, checkpoint=run.folder, features_threshold=0.9999, out=tmp_path / "clean", quiet=True
     )
     assert set(found["pairs"]) == {"same bytes", "look", "features"}
 
 
 def test_images_of_a_few_pixels_are_compared_by_their_bytes_alone(tmp_path):
-    found = work.dedup("digits", out=tmp_path / "clean", quiet=True)
+    found = dedup("digits", out=tmp_path / "clean", quiet=True)
     assert found["small"] == 1797 and found["pairs"] == {"same bytes": 0, "look": 0}
     assert found["sheet"] is None and len(open_data(found["index"]).train) > 1000
     assert not [path for path in (tmp_path / "clean").iterdir() if path.name.startswith(".")]
@@ -127,12 +128,12 @@ def test_images_of_a_few_pixels_are_compared_by_their_bytes_alone(tmp_path):
 def test_a_threshold_that_cannot_be_is_refused_before_anything_is_written(photos, tmp_path):
     for name in ("threshold", "features_threshold"):
         with pytest.raises(UsageError, match="at most 1"):
-            work.dedup(photos, out=tmp_path / "clean", **{name: 1.5})
+            dedup(photos, out=tmp_path / "clean", **{name: 1.5})
     assert not (tmp_path / "clean").exists()
 
 
 def test_split_keeps_duplicates_together_and_classes_alike(photos, tmp_path):
-    found = work.split(photos, tmp_path / "a.index", val=0.2, test=0.2, quiet=True)
+    found = split(photos, tmp_path / "a.index", val=0.2, test=0.2, quiet=True)
     splits = open_data(found["out"])
     assert splits.val is not None and splits.test is not None
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -148,9 +149,9 @@ def test_split_keeps_duplicates_together_and_classes_alike(photos, tmp_path):
 
 
 def test_a_split_follows_from_its_seed_and_takes_groups_that_were_found(photos, tmp_path):
-    groups = Path(work.dedup(photos, out=tmp_path / "clean", quiet=True)["out"]) / "groups.json"
+    groups = Path(dedup(photos, out=tmp_path / "clean", quiet=True)["out"]) / "groups.json"
     made = [
-        open_data(work.split(photos, tmp_path / f"{n}.index", quiet=True, **more)["out"])
+        open_data(split(photos, tmp_path / f"{n}.index", quiet=True, **more)["out"])
         for n, more in enumerate(
             ({"seed": 1}, {"seed": 1, "groups": groups}, {"seed": 2, "groups": groups})
         )
@@ -158,15 +159,15 @@ def test_a_split_follows_from_its_seed_and_takes_groups_that_were_found(photos, 
     first, same, other = ([s.train.key(i) for i in range(len(s.train))] for s in made)
     assert first == same != other
     with pytest.raises(DataError, match="not in this data"):
-        work.split("digits", tmp_path / "d.index", groups=groups, quiet=True)
+        split("digits", tmp_path / "d.index", groups=groups, quiet=True)
     groups.write_text("[]")
     with pytest.raises(DataError, match="not readable as groups"):
-        work.split(photos, tmp_path / "d.index", groups=groups, quiet=True)
+        split(photos, tmp_path / "d.index", groups=groups, quiet=True)
 
 
 def test_shares_are_met_in_all_and_every_class_keeps_one_to_train_on():
     classes = np.repeat(np.arange(400), 3)
-    places = work.divided(classes, [np.array([0, 1, 2])], {"test": 0.1, "val": 0.2}, seed=0)
+    places = divided(classes, [np.array([0, 1, 2])], {"test": 0.1, "val": 0.2}, seed=0)
     assert abs((places == 2).sum() - 120) <= 2 and abs((places == 1).sum() - 240) <= 2
     assert len(np.unique(classes[places == 0])) == 400
     assert len(np.unique(places[:3])) == 1

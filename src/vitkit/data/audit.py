@@ -10,7 +10,7 @@ import io
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitkit.data.decode import BY_TORCHCODEC, FORMATS, ImageError, decode
 from vitkit.data.duplicates import thumbnail
-from vitkit.data.source import Source, Splits
+from vitkit.data.source import Source
 
 AT_ONCE = 32  # images that a thread reads between two looks at the queue
 TINY = 32  # pixels of the shorter side below which an image is counted as tiny
@@ -128,13 +128,8 @@ class Seen:
             self.pixels += look.height * look.width
 
 
-def parts_of(splits: Splits) -> list[Part]:
-    given = (("train", splits.train), ("val", splits.val), ("test", splits.test))
-    return [(name, source) for name, source in given if source is not None]
-
-
 def look_through(
-    parts: Sequence[Part],
+    parts: Iterable[Part],
     *,
     threads: int | None = None,
     thumbnails: np.ndarray | None = None,
@@ -146,9 +141,10 @@ def look_through(
     `thumbnails` (N, duplicates.BYTES) uint8, if given, is filled; `moments` sums up the pixels. An
     image that cannot be used is recorded, whatever is wrong with it.
     """
+    parts = list(parts)
     images = sum(len(source) for _, source in parts)
     seen = Seen(
-        list(parts), np.zeros((images, 2), np.uint64), np.zeros(images, np.int64),
+        parts, np.zeros((images, 2), np.uint64), np.zeros(images, np.int64),
         np.zeros(images, np.int32), np.zeros(images, np.int32),
     )  # fmt: skip
     done = 0

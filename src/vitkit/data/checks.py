@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +19,27 @@ MOST_SHARDS = 1_000_000  # a name may claim any number
 
 class DataError(VitkitError):
     """The data is not as it must be; the message says what was found and what was expected."""
+
+
+@dataclass
+class BadImages:
+    """Images that could not be decoded while training: counted, named, and limited."""
+
+    limit: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, name: str, reason: str) -> None:
+        with self.lock:
+            self.reasons[name] = reason
+            if len(self.reasons) <= self.limit:
+                return
+        shown = "; ".join(f"{name}: {why}" for name, why in list(self.reasons.items())[:3])
+        raise DataError(
+            f"{len(self.reasons)} images cannot be used, more than the {self.limit} tolerated: "
+            f"{shown}; remove or repair them, or leave them out by a list of `vitkit data check` "
+            "and --data.quarantine"
+        )
 
 
 def checked_labels(values: Iterable[int], class_names: Sequence[str], title: str) -> np.ndarray:

@@ -19,7 +19,7 @@ class Held:
     def __init__(self, most: int) -> None:
         self.most = most
         self.columns: OrderedDict[Hashable, pa.ChunkedArray] = OrderedDict()
-        self.reading: set[Hashable] = set()
+        self.reading: dict[Hashable, int] = {}  # bytes that are expected
         self.total = 0  # bytes of those that are held or being read
         self.let_go = 0  # bytes, since memory was last returned to the system
         self.changed = threading.Condition()
@@ -33,7 +33,7 @@ class Held:
             if key in self.columns:
                 self.columns.move_to_end(key)
                 return self.columns[key]
-            self.reading.add(key)
+            self.reading[key] = size
             self.total += size
         column = None
         try:
@@ -41,8 +41,7 @@ class Held:
             return column
         finally:
             with self.changed:
-                self.reading.remove(key)
-                self.total -= size
+                self.total -= self.reading.pop(key)
                 if column is not None:
                     self.columns[key] = column
                     self.total += column.nbytes
@@ -50,7 +49,9 @@ class Held:
 
     def may_read(self, key: Hashable, size: int) -> bool:
         """Whether this thread is to read the column now; makes room for it."""
-        if key in self.reading:
+        # What is larger than the bound is read while nothing else is.
+        others = sum(self.reading.values())
+        if key in self.reading or (self.reading and others + size > self.most):
             return False
         while self.columns and self.total + size > self.most:
             _, oldest = self.columns.popitem(last=False)
@@ -61,5 +62,4 @@ class Held:
             # Or the allocator keeps half as much again as is held.
             pa.default_memory_pool().release_unused()
             self.let_go = 0
-        # What is larger than the bound is read while nothing else is.
-        return not self.reading or self.total + size <= self.most
+        return True

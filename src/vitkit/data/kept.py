@@ -10,20 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitkit.data.augmentation.placing import placed
-from vitkit.data.checks import DataError, first_line
+from vitkit.data.checks import BadImages, DataError, first_line
 from vitkit.data.decode import ImageError
 from vitkit.data.source import Source
 from vitkit.data.transforms import resize
-
-if TYPE_CHECKING:
-    from vitkit.data.pipeline import BadImages
 
 TOGETHER = 256  # images that a thread decodes before it takes the next ones
 

@@ -41,7 +41,16 @@ from vitkit.data.formats.label_files import (
 from vitkit.data.formats.torchvision_sets import open_published
 from vitkit.data.holding_out import held_out_indices
 from vitkit.data.indexes.index import is_index, open_index
-from vitkit.data.source import ArraySource, Concatenated, Source, Splits, Subset, Without, strata
+from vitkit.data.source import (
+    ArraySource,
+    Concatenated,
+    Source,
+    Splits,
+    Subset,
+    Without,
+    splits_of,
+    strata,
+)
 from vitkit.data.tars.opening import is_tar, open_tars, tar_files
 from vitkit.data.tars.shards import is_url
 
@@ -217,14 +226,6 @@ def open_folder(root: Path) -> Splits:
     if lists:
         found |= sources_of(lists, root, found["train"].class_names if "train" in found else None)
     return splits_of(str(root), found) if found else Splits(str(root), FolderSource(root))
-
-
-def splits_of(name: str, found: Mapping[str, Source]) -> Splits:
-    """Splits by their names; a lone one, to evaluate on, say, is all there is."""
-    found = dict(found)
-    if "train" not in found:
-        found["train"] = found.pop("val" if "val" in found else "test")
-    return Splits(name, found["train"], found.get("val"), found.get("test"))
 
 
 def opened_split(split: str, opened: Callable[[], Source]) -> dict[str, Source]:

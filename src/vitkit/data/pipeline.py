@@ -10,14 +10,14 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitkit.data.checks import DataError
+from vitkit.data.checks import BadImages, DataError
 from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError, decode_batch
 from vitkit.data.draws import Purpose, uniforms
@@ -46,27 +46,6 @@ class Batch:
     images: Tensor
     labels: Tensor
     positions: np.ndarray | None = None
-
-
-@dataclass
-class BadImages:
-    """Images that could not be decoded while training: counted, named, and limited."""
-
-    limit: int
-    reasons: dict[str, str] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, name: str, reason: str) -> None:
-        with self.lock:
-            self.reasons[name] = reason
-            if len(self.reasons) <= self.limit:
-                return
-        shown = "; ".join(f"{name}: {why}" for name, why in list(self.reasons.items())[:3])
-        raise DataError(
-            f"{len(self.reasons)} images cannot be used, more than the {self.limit} tolerated: "
-            f"{shown}; remove or repair them, or leave them out by a list of `vitkit data check` "
-            "and --data.quarantine"
-        )
 
 
 class TrainingStream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,19 @@ class Splits:
     val: Source | None = None
     test: Source | None = None
 
+    def parts(self) -> dict[str, Source]:
+        """Those that are there, by name: "train", "val", "test"."""
+        given = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: source for name, source in given.items() if source is not None}
+
+
+def splits_of(name: str, found: Mapping[str, Source]) -> Splits:
+    """Splits by their names; a lone one, to evaluate on, say, is all there is."""
+    found = dict(found)
+    if "train" not in found:
+        found["train"] = found.pop("val" if "val" in found else "test")
+    return Splits(name, found["train"], found.get("val"), found.get("test"))
+
 
 class ArraySource(Source):
     """Images in memory: uint8 (N, H, W) or (N, H, W, 3).
@@ -119,7 +132,7 @@ class ArraySource(Source):
         # Torch knows no mirrored views; anything else that is contiguous is not copied.
         self.images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         self.class_names = list(class_names)
-        checked = several_labels if np.ndim(labels) == 2 else checked_labels
+        checked = checked_label_table if np.ndim(labels) == 2 else checked_labels
         self.labels = checked(np.asarray(labels), self.class_names, name)
         self.title, self.flip_keeps_class, self.keys = name, flip_keeps_class, keys
         if len(self) != len(images):
@@ -354,7 +367,7 @@ def only_classes(source: Source, classes: Sequence[str]) -> Subset:
     return subset
 
 
-def several_labels(values: np.ndarray, class_names: Sequence[str], title: str) -> csr_array:
+def checked_label_table(values: np.ndarray, class_names: Sequence[str], title: str) -> csr_array:
     """(N, K) zeros and ones -> the labels of a multi-label source. Raises DataError."""
     if values.shape[1] != len(class_names) or not np.isin(values, (0, 1)).all():
         raise DataError(

@@ -89,15 +89,10 @@ def open_task(data: Any, config: DataConfig | None = None) -> Task:
 
 def without_quarantined(splits: Splits, lists: tuple[str, ...]) -> Splits:
     """The same splits but for the images in these lists."""
-    parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
-    chosen = dict(zip(map(id, parts), listed_in(parts, lists), strict=True))
-
-    def cleaned(part: Source | None) -> Source | None:
-        return Without(part, chosen[id(part)]) if part is not None and chosen[id(part)] else part
-
-    train = cleaned(splits.train)
-    assert train is not None
-    return Splits(splits.name, train, cleaned(splits.val), cleaned(splits.test))
+    parts = splits.parts()
+    chosen = zip(parts.items(), listed_in(list(parts.values()), lists), strict=True)
+    cleaned = {name: Without(part, left) if left else part for (name, part), left in chosen}
+    return Splits(splits.name, **cleaned)
 
 
 def data_config(config: TrainConfig | None, fields: Mapping[str, Any]) -> DataConfig:

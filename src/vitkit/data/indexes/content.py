@@ -294,9 +294,8 @@ def leaves_of_words(words: Any, title: str) -> list[Source]:
 
 def leaves_of(splits: Splits) -> list[Source]:
     leaves: list[Source] = []
-    for part in (splits.train, splits.val, splits.test):
-        if part is not None:
-            resolved(part, np.arange(len(part)), leaves)
+    for part in splits.parts().values():
+        resolved(part, np.arange(len(part)), leaves)
     return leaves
 
 

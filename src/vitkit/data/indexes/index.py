@@ -74,8 +74,7 @@ def write_index(out: str | Path, splits: Splits, words: Any = None, hash: bool =
     are listed, and `words` must be the words it was opened by. Raises DataError, OSError.
     """
     out = Path(out).expanduser()
-    given = zip(SPLIT_NAMES, (splits.train, splits.val, splits.test), strict=True)
-    parts = {name: part for name, part in given if part is not None and len(part)}
+    parts = {name: part for name, part in splits.parts().items() if len(part)}
     if not parts:
         raise DataError(f"{splits.name}: holds no images; an index needs at least one")
     leaves: list[Source] = []

@@ -35,8 +35,6 @@ class HeldFiles(OpenFiles):
     def opened(self, path: str) -> int:
         descriptor = super().opened(path)
         held(descriptor)
-        with suppress(OSError):
-            os.utime(path)  # used now
         return descriptor
 
 
@@ -93,6 +91,8 @@ def read_cached(shard: Shard, offset: int, size: int) -> bytes:
                 break
             continue  # it may have been removed again by another process
         if len(data) == size:
+            with suppress(OSError):
+                os.utime(path)  # used now: what was not for the longest time goes first
             return data
         CACHED.forget(str(path))  # cut short by someone else
         if attempt == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from vitkit.data.indexes.places import INFO
 from vitkit.data.remote import reading as remote
 from vitkit.data.remote.cache import kept_on_disk
 from vitkit.data.remote.locks import locked
-from vitkit.data.source import Source, Splits
+from vitkit.data.source import Source, Splits, splits_of
 from vitkit.data.tars.opening import is_tar, open_tars
 from vitkit.data.tars.shards import without_secrets
 from vitkit.files import whole_folder
@@ -128,12 +127,6 @@ def split_tables(url: str, tables: Sequence[str]) -> Splits:
         groups.setdefault(split, []).append(f"{url}/{path}")
     sources = {split: open_tables(url, urls).train for split, urls in groups.items()}
     return splits_of(without_secrets(url), sources)
-
-
-def splits_of(name: str, sources: dict[str, Any]) -> Splits:
-    first = next(split for split in ("train", "val", "test") if split in sources)
-    train = sources.pop(first)
-    return Splits(name, train, sources.get("val"), sources.get("test"))
 
 
 def open_tables(url: str, urls: Sequence[str]) -> Splits:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.cache import cache_folder
-from vitkit.data.checks import DataError, digest, first_line, gaps, some
+from vitkit.data.checks import MOST_SHARDS, DataError, digest, first_line, gaps, some
 from vitkit.data.formats.folders import IMAGE_SUFFIXES, SPLITS
 from vitkit.data.indexes.content import Content, Rows, shards_info
 from vitkit.data.indexes.index import SPLIT_NAMES, open_index, read_info, write_columns
@@ -48,7 +48,6 @@ from vitkit.errors import UsageError
 
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 NAME_FILES = ("classes.txt", "class_names.json")
-MOST_SHARDS = 1_000_000
 VERSION = 1  # of what is read from tars; another makes all indexes again
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 FIX = (
