@@ -117,7 +117,11 @@ def dedup(argv: list[str]) -> Any:
     rows += [(f"leaks {pair}", f"{count:,}", "pairs") for pair, count in found["leaks"].items()]
     if found["small"]:
         rows.append(("too small to look at", f"{found['small']:,}", "compared by bytes alone"))
-    rows += [("groups", f"{found['groups']:,}", f"of up to {found['largest_group']:,} images")]
+    if found["unusable"]:
+        rows.append(("not compared", f"{found['unusable']:,}",
+                     "cannot be used; vitkit data check names them"))  # fmt: skip
+    largest = f"of up to {found['largest_group']:,} images" if found["groups"] else ""
+    rows.append(("groups", f"{found['groups']:,}", largest))
     print_columns(("found", "number", ""), rows, right=(1,))
     print(printable(f"{found['quarantined']:,} images to leave out in {found['quarantine']}"))
     if found["sheet"]:
@@ -140,6 +144,8 @@ def split(argv: list[str]) -> Any:
     )  # fmt: skip
     print(printable(f"wrote {found['out']}: {of_splits(found['images'])}; {found['groups']:,} "
                     "groups of near-duplicates kept together"))  # fmt: skip
+    if found["unusable"]:
+        print(f"{found['unusable']:,} images cannot be used; vitkit data check names them")
     print(printable(f"Next: vitkit pretrain {found['out']}"))
     return words, found
 

@@ -256,6 +256,21 @@ def test_links_in_a_circle_do_not_matter(tmp_path):
         open_data(tmp_path / "c")
 
 
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
+    write_images(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a" / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "b" / "circle.png").symlink_to("circle.png")
+    (tmp_path / "circle").symlink_to("circle")
+    train = open_data(tmp_path).train
+    assert train.class_names == ["a", "b"]
+    assert [train.key(n) for n in range(len(train))] == [
+        "a/1.png", "a/gone.png", "b/1.png", "b/circle.png",
+    ]  # fmt: skip
+    for index in (1, 3):
+        with pytest.raises(OSError):
+            train.image(index)
+
+
 def test_class_folders_and_images_may_be_links(tmp_path):
     write_images(tmp_path / "all", "a/1.png", "b/1.png")
     (tmp_path / "some" / "b").mkdir(parents=True)

@@ -12,6 +12,7 @@ from PIL import Image
 
 import vitkit
 from vitkit.cli import main
+from vitkit.data.audit import modes_of_some
 from vitkit.data.checks import DataError
 from vitkit.data.indexes.index import build_index
 from vitkit.data.opening import digits
@@ -251,6 +252,50 @@ def test_threads_are_one_a_core_unless_told(monkeypatch):
     assert loader_threads(TrainConfig(threads=0), World()) == 0
     monkeypatch.setattr(feeding, "cores", lambda: 200)
     assert loader_threads(TrainConfig(), World()) == 16
+
+
+# What is said before training starts
+
+
+def test_images_of_other_modes_are_counted_and_named(tmp_path):
+    data = photos(tmp_path / "photos")
+    for name, mode in (("cat/1.png", "L"), ("dog/4.png", "L"), ("dog/7.png", "RGBA")):
+        Image.open(data / name).convert(mode).save(data / name)
+    with pytest.warns(UserWarning, match="modes of 22 images looked at differ") as caught:
+        vitkit.pretrain(data, out=tmp_path / "run", **FAST)
+    said = str(caught[0].message)
+    for words in ("19 colour", "2 grey (", "cat/1.png", "dog/4.png", "1 transparency (", "dog/7"):
+        assert words in said
+
+
+def test_nothing_is_said_of_images_of_one_mode(tmp_path, recwarn):
+    data = photos(tmp_path / "photos")
+    for path in data.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    vitkit.pretrain(data, out=tmp_path / "run", **FAST)
+    assert not [one for one in recwarn if "modes" in str(one.message)]
+
+
+def test_modes_are_looked_at_in_a_thousand_images_spread_over_a_large_source():
+    asked = []
+
+    class Large(ArraySource):
+        def encoded(self, index):
+            asked.append(index)
+            return b"no image"
+
+    images = np.zeros((5000, 1, 1), np.uint8)
+    assert modes_of_some(Large(images, np.arange(5000) % 2, ["a", "b"])) == {}
+    assert sorted(asked) == list(range(0, 5000, 5))
+
+
+def test_classes_without_an_image_are_counted_and_named(tmp_path):
+    data = photos(tmp_path / "photos")
+    (data / "ant").mkdir()
+    with pytest.warns(UserWarning, match="1 of 3 classes have no image to train on: ant"):
+        open_task(data)
+    with pytest.warns(UserWarning, match="2 of 3 classes have no image to train on: ant, "):
+        open_task(data, DataConfig(subset=1e-9 + 1 / 22))
 
 
 # What must not happen

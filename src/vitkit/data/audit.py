@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from vitkit.data.checks import reason_of
 from vitkit.data.decode import BY_TORCHCODEC, FORMATS, ImageError, decode
 from vitkit.data.duplicates import thumbnail
 from vitkit.data.source import Source
@@ -43,6 +45,7 @@ MODES = {
     "PA": "palette", "RGBA": "transparency", "RGBa": "transparency", "CMYK": "CMYK",
     "YCbCr": "YCbCr", "LAB": "LAB", "HSV": "HSV", "F": "floating point", "I": "16 bits",
 }  # fmt: skip
+SAMPLE, SAMPLE_SECONDS = 1000, 3.0  # images whose headers are read before a run, and for how long
 NOTES = (*dict.fromkeys(MODES.values()), "turned by EXIF", "animated", "tiny", "other suffix")
 PROBLEMS = ("unreadable", "not an image", "too large", "corrupt")
 
@@ -188,7 +191,7 @@ def look_at(source: Source, index: int, small: bool = False, moments: bool = Fal
         data = source.encoded(index)
         image = source.image(index) if data is None else None
     except (OSError, ImageError) as error:
-        problem = ("unreadable", getattr(error, "strerror", None) or str(error))
+        problem = ("unreadable", reason_of(error))
         return Look(digest_of(source.name(index).encode("utf-8", "surrogatepass")), problem=problem)
     if image is not None:
         return described(image, Look(digest_of(image.numpy().tobytes())), small, moments)
@@ -243,6 +246,30 @@ def header(data: bytes, name: str) -> tuple[str, tuple[str, ...]]:
     found = (MODES.get(mode), moving and "animated", turned and "turned by EXIF",
              wrong and "other suffix")  # fmt: skip
     return kind, tuple(note for note in found if note)
+
+
+def modes_of_some(source: Source) -> dict[str, list[str]]:
+    """Mode ("colour", or one of MODES) -> the names of images of it, among a sample of a source.
+
+    Only headers are looked at. Of a source that keeps pixels, or lies afar, nothing is known.
+    """
+    found: dict[str, list[str]] = {}
+    if source.shard_lengths is not None:
+        return found
+    order = np.random.default_rng(0).permutation(min(len(source), SAMPLE))
+    until = time.monotonic() + SAMPLE_SECONDS
+    for index in (order * max(len(source), SAMPLE) // SAMPLE).tolist():
+        try:
+            data = source.encoded(index)
+        except (OSError, ImageError):
+            continue
+        if data is None or time.monotonic() > until:
+            break
+        kind, notes = header(data, source.name(index))
+        if kind:
+            mode = next((note for note in notes if note in MODES.values()), "colour")
+            found.setdefault(mode, []).append(source.name(index))
+    return found
 
 
 def problem_kind(sentence: str) -> str:

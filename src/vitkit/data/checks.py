@@ -21,6 +21,11 @@ class DataError(VitkitError):
     """The data is not as it must be; the message says what was found and what was expected."""
 
 
+def reason_of(error: Exception) -> str:
+    """What is wrong with an image, without the path that an OSError repeats."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 @dataclass
 class BadImages:
     """Images that could not be decoded while training: counted, named, and limited."""
@@ -29,9 +34,9 @@ class BadImages:
     reasons: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, name: str, reason: str) -> None:
+    def add(self, name: str, error: Exception) -> None:
         with self.lock:
-            self.reasons[name] = reason
+            self.reasons[name] = reason_of(error)
             if len(self.reasons) <= self.limit:
                 return
         shown = "; ".join(f"{name}: {why}" for name, why in list(self.reasons.items())[:3])

@@ -57,7 +57,7 @@ class KeptOnDevice:
                     pixels[index] = image
                 except (ImageError, OSError) as error:
                     self.bad[index] = True
-                    bad.add(source.name(index), str(error))
+                    bad.add(source.name(index), error)
 
         chunks = [range(begin, min(begin + TOGETHER, len(source)))
                   for begin in range(0, len(source), TOGETHER)]  # fmt: skip

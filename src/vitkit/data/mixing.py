@@ -32,8 +32,8 @@ def subset(source: Source, amount: float, seed: int) -> Source:
     count = int(amount) if amount > 1 else round(amount * len(source))
     if not 0 < count <= len(source):
         raise DataError(
-            f"{source.name(0)}: a subset of {amount:g} is {count} images of {len(source)}; give "
-            f"1 to {len(source)} images, or a larger share"
+            f"a subset of {amount:g} is {count} of {len(source)} images to train on; give 1 to "
+            f"{len(source)} images, or a larger share"
         )
     if count == len(source):
         return source

@@ -332,7 +332,7 @@ def image_side(source: Source, looked_at: int = 16) -> int:
     for index in np.linspace(0, len(source) - 1, min(looked_at, len(source))).astype(int):
         try:
             sides.append(min(source.image(int(index)).shape[-2:]))
-        except ImageError:
+        except (ImageError, OSError):
             continue
     if not sides:
         raise DataError(f"none of the images looked at can be decoded, {source.name(0)} first")

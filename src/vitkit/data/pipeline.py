@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitkit.data.checks import BadImages, DataError
+from vitkit.data.checks import BadImages, DataError, reason_of
 from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError, decode_batch
 from vitkit.data.draws import Purpose, uniforms
@@ -175,7 +175,7 @@ class TrainingStream:
                 image = self.image(attempt) if decoded is None else decoded
                 return image, self.source.target(attempt)
             except (ImageError, OSError) as error:
-                self.bad.add(self.source.name(attempt), str(error))
+                self.bad.add(self.source.name(attempt), error)
                 decoded = None
         raise DataError(f"{ATTEMPTS} images in a row cannot be used; check the data")
 
@@ -283,8 +283,8 @@ def evaluation_batches(
             return preprocessing(source.image(index)), source.target(index)
         except (ImageError, OSError) as error:
             if bad is None:
-                raise DataError(f"{source.name(index)}: {error}") from error
-            bad.add(source.name(index), str(error))
+                raise DataError(f"{source.name(index)}: {reason_of(error)}") from error
+            bad.add(source.name(index), error)
             return None  # grain leaves it out
 
     samples = grain.MapDataset.range(len(source))[rank::ranks].map(load)

@@ -318,13 +318,14 @@ def split(
     splits = open_data(data)
     sources = list(splits.parts().values())
     pool = sources[0] if len(sources) == 1 else Concatenated(sources)
+    unusable = 0  # nothing is known of it where the groups are given
     if groups is not None:
         together = read_groups(Path(groups), pool)
     else:
         seen, found = all_duplicates(
             [("all", pool)], len(pool), THRESHOLD, threads=threads, quiet=quiet
         )
-        together = groups_of(len(seen), *joined(found))
+        together, unusable = groups_of(len(seen), *joined(found)), len(seen.problems)
     places = divided(strata(pool), together, {"test": test, "val": val}, seed)
     chosen = {name: Subset(pool, np.flatnonzero(places == number))
               for number, name in enumerate(("train", "val", "test"))}  # fmt: skip
@@ -336,6 +337,7 @@ def split(
         "images": {name: len(part) for name, part in given.items()},
         "classes": len(pool.class_names),
         "groups": len(together),
+        "unusable": unusable,
         "out": str(path),
     }
 

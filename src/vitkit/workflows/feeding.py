@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
+from vitkit.data.audit import modes_of_some
 from vitkit.data.cache import cache_folder, cache_limit
-from vitkit.data.checks import DataError, digest
+from vitkit.data.checks import DataError, digest, some
 from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError
 from vitkit.data.kept import KeptOnDevice, KeptOnDisk
@@ -62,6 +64,23 @@ def checked_order(task: Task, config: TrainConfig, engine: Engine) -> Order:
         task.train, config.batch_size, config.seed, config.data.repeats, config.data.weights,
         config.data.balance,
     )  # fmt: skip
+
+
+def note_modes(task: Task) -> None:
+    """Warn of images of several modes, counted and named among some: all are read as colour."""
+    found = modes_of_some(task.train)
+    if len(found) < 2:
+        return
+    colour = len(found.pop("colour", ()))
+    listed = [f"{len(names):,} {mode} ({some(names, 2)})" for mode, names in found.items()]
+    if colour:
+        listed.insert(0, f"{colour:,} colour")
+    looked_at = colour + sum(map(len, found.values()))
+    warnings.warn(
+        f"{task.name}: the modes of {looked_at:,} images looked at differ: {', '.join(listed)}; "
+        "all are read as colour; vitkit data check counts them",
+        stacklevel=2,
+    )
 
 
 def size_of_all(task: Task) -> tuple[int, int]:

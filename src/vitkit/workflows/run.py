@@ -49,7 +49,7 @@ from vitkit.training.world import (
     together,
     total,
 )
-from vitkit.workflows.feeding import choose_keep, loader_threads, training_stream
+from vitkit.workflows.feeding import choose_keep, loader_threads, note_modes, training_stream
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task
 
@@ -129,6 +129,7 @@ def train_run(
                 else:
                     steps = length(setup, state, stream, task, began)
                     setup = replace(setup, steps=steps)
+                    from_main(lambda: note_modes(task))
                     from_main(lambda: write_run_config(folder, kind, setup, task, parent))
                 train_into(folder, kind, setup, state, net_config, stream, task, parent, quiet)
             from_main(lambda: report(folder))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from vitkit.data.checks import some
 from vitkit.data.facts import DataFacts
@@ -84,7 +87,23 @@ def open_task(data: Any, config: DataConfig | None = None) -> Task:
     train = splits.train
     if config.subset is not None:
         train = subset(train, config.subset, SUBSET_SEED)
+    note_empty_classes(train, splits.name)
     return Task(train, splits.val, splits.name, given)
+
+
+def note_empty_classes(train: Source, title: str) -> None:
+    """Warn of classes that no image to train on is of; a net would never learn them."""
+    if train.multi_label:
+        counts = train.labels.sum(axis=0)
+    else:
+        counts = np.bincount(train.labels, minlength=len(train.class_names))
+    empty = [train.class_names[number] for number in np.flatnonzero(counts == 0)]
+    if empty:
+        warnings.warn(
+            f"{title}: {len(empty)} of {len(train.class_names)} classes have no image to train "
+            f"on: {some(empty)}",
+            stacklevel=3,
+        )
 
 
 def without_quarantined(splits: Splits, lists: tuple[str, ...]) -> Splits:

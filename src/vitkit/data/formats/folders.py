@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from vitkit.data.checks import DataError, some
@@ -39,7 +39,7 @@ def existing(word: str | Path) -> Path:
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; DATA is a folder of images, a CSV or JSON file of "
-            "labels, parquet files, hf:owner/name or 'digits'"
+            "labels, parquet files, tar shards, an index, a URL, hf:owner/name or 'digits'"
         )
     return path
 
@@ -87,12 +87,27 @@ def scanned(folder: str | Path) -> Iterator[os.DirEntry[str]]:
         raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from error
 
 
+def followed(question: Callable[[], bool]) -> bool:
+    """Whether an entry is a file, or a folder; a link that leads in a circle is neither."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is an image by its name; a link that leads nowhere is one that is missing."""
+    if not has_image_suffix(entry.name):
+        return False
+    return followed(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path))
+
+
 def subfolders(folder: str | Path) -> list[str]:
-    return sorted(entry.name for entry in scanned(folder) if entry.is_dir())
+    return sorted(entry.name for entry in scanned(folder) if followed(entry.is_dir))
 
 
 def files_in(folder: str | Path) -> list[str]:
-    return sorted(entry.name for entry in scanned(folder) if entry.is_file())
+    return sorted(entry.name for entry in scanned(folder) if followed(entry.is_file))
 
 
 def images_below(folder: str | Path, start: str = "") -> Iterator[str]:
@@ -102,7 +117,7 @@ def images_below(folder: str | Path, start: str = "") -> Iterator[str]:
     """
     names, folders = [], set()
     for entry in scanned(folder):
-        if has_image_suffix(entry.name) and entry.is_file():
+        if is_image(entry):
             names.append(entry.name)
         elif entry.is_dir(follow_symlinks=False):
             names.append(entry.name)
@@ -122,14 +137,14 @@ def images_in(folder: Path) -> list[Path]:
 
 def has_images(folder: str | Path) -> bool:
     """Whether images lie right in the folder."""
-    return any(has_image_suffix(entry.name) and entry.is_file() for entry in scanned(folder))
+    return any(is_image(entry) for entry in scanned(folder))
 
 
 def holds_images(folder: str | Path) -> bool:
     """Whether there is an image at any depth."""
     inner = []
     for entry in scanned(folder):
-        if has_image_suffix(entry.name) and entry.is_file():
+        if is_image(entry):
             return True
         if entry.is_dir(follow_symlinks=False):
             inner.append(entry.path)

@@ -23,6 +23,7 @@ from vitkit.data.checks import DataError, first_line, some
 from vitkit.data.formats.folders import (
     SPLITS,
     files_in,
+    followed,
     has_image_suffix,
     scanned,
     split_named,
@@ -369,7 +370,7 @@ def best_base(rows: Rows, names: Sequence[str]) -> tuple[str, dict[str, str]]:
 
 def bases(folder: Path, split: str) -> list[str]:
     """The file's own folder, and what folders of images beside it may be called."""
-    beside = {entry.name.lower(): entry.name for entry in scanned(folder) if entry.is_dir()}
+    beside = {entry.name.lower(): entry.name for entry in scanned(folder) if followed(entry.is_dir)}
     of_split = [beside[word] for word, known in SPLITS.items() if known == split and word in beside]
     images = [beside[word] for word in IMAGE_FOLDERS if word in beside]
     deeper = [f"{name}/{inner}" for name in of_split for inner in ("images", "data")]
@@ -389,7 +390,7 @@ def listing(base: Path, names: Sequence[str]) -> dict[str, str]:
             continue
         start = f"{folder}/" if folder else ""
         for entry in scanned(base / folder):
-            if entry.is_file():
+            if followed(entry.is_file):
                 path = start + entry.name
                 present[path] = path
                 if bare and has_image_suffix(entry.name):

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 
 from vitkit.data.checks import DataError, some
-from vitkit.data.formats.folders import has_image_suffix, scanned
+from vitkit.data.formats.folders import followed, has_image_suffix, scanned
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -51,7 +51,7 @@ def wrong_layout(folder: Path, is_split: bool = False) -> DataError:
 
 def listed(folder: str | Path) -> list[str]:
     """The names in a folder, with a slash after those of folders."""
-    return sorted(entry.name + "/" * entry.is_dir() for entry in scanned(folder))
+    return sorted(entry.name + "/" * followed(entry.is_dir) for entry in scanned(folder))
 
 
 def tree(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from vitkit.data.cache import cache_folder
 from vitkit.data.checks import MOST_SHARDS, DataError, digest, first_line, gaps, some
-from vitkit.data.formats.folders import IMAGE_SUFFIXES, SPLITS
+from vitkit.data.formats.folders import IMAGE_SUFFIXES, SPLITS, followed
 from vitkit.data.indexes.content import Content, Rows, shards_info
 from vitkit.data.indexes.index import SPLIT_NAMES, open_index, read_info, write_columns
 from vitkit.data.remote.locks import locked, unwritable
@@ -73,7 +73,7 @@ def tar_files(folder: Path) -> list[str]:
             name = entry.name.lower()
             if name.startswith("."):
                 continue
-            if entry.is_dir():
+            if followed(entry.is_dir):
                 inner = tar_files(Path(entry.path)) if name in SPLITS else []
                 if not inner:
                     return []
