@@ -378,3 +378,21 @@ def test_a_row_group_that_holds_too_few_images_is_an_error(files):
     source.files[0].rows[1] += 1
     with pytest.raises(OSError, match="holds 10 images of 11"):
         source.encoded(15)
+
+
+def test_a_thread_that_has_to_wait_for_room_lets_nothing_go_meanwhile():
+    held, go_on = Held(1000), threading.Event()
+
+    def column(size: int) -> pa.ChunkedArray:
+        return pa.chunked_array([pa.array(np.zeros(size // 8))])
+
+    held.get("a", 304, lambda: column(304))
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(held.get, "b", 600, lambda: go_on.wait() and column(600))
+        time.sleep(0.1)
+        threads.submit(held.get, "c", 504, lambda: column(504))
+        time.sleep(0.1)
+        waiting = list(held.columns)
+        go_on.set()
+    assert waiting == ["a"]
+    assert list(held.columns) == ["c"]
