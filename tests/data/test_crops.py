@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vitkit.data.crops import DRAWS, RandomCrop, inception_boxes, sampling
+from vitkit.data.crops import DRAWS, RandomCrop, inception_box, inception_boxes, sampling
 
 
 def draws(seed: int, number: int = 1) -> np.ndarray:
@@ -105,10 +105,10 @@ def test_a_training_image_is_a_pure_function_of_the_image_and_the_draws(height, 
     image, crop = noise(height, width), RandomCrop(size)
     before = image.clone()
     torch.manual_seed(1)
-    first = crop.crop([image], draws(seed))[0]
+    first = crop.crop(image, draws(seed)[0])
     torch.manual_seed(2)
     np.random.seed(2)
-    second = crop.crop([image], draws(seed))[0]
+    second = crop.crop(image, draws(seed)[0])
     assert first.dtype == torch.uint8
     assert first.shape == (3, *size)
     assert torch.equal(first, second)
@@ -126,14 +126,14 @@ def test_draws_are_those_of_a_place_whatever_else_is_drawn_with_it():
 def test_other_places_give_other_crops():
     image, crop = noise(32, 32), RandomCrop((16, 16))
     drawn = crop.draws(0, np.arange(20))
-    assert len({out.numpy().tobytes() for out in crop.crop([image] * 20, drawn)}) == 20
+    assert len({out.numpy().tobytes() for row in drawn for out in [crop.crop(image, row)]}) == 20
 
 
 def mirrored(flip: bool, number: int = 600) -> float:
     """The share of training images that come out mirrored."""
     image = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(8).expand(3, 16, 16)
     crop = RandomCrop((16, 16), crop_area=(1.0, 1.0), flip=flip)
-    results = crop.crop([image] * number, crop.draws(0, np.arange(number)))
+    results = [crop.crop(image, row) for row in crop.draws(0, np.arange(number))]
     assert all(torch.equal(r, image) or torch.equal(r, image.flip(-1)) for r in results)
     return sum(torch.equal(r, image.flip(-1)) for r in results) / number
 
@@ -150,23 +150,26 @@ def test_the_crop_area_is_the_one_asked_for():
     """On a ramp from left to right, a crop of a tenth of the area spans about a third of it."""
     ramp = torch.arange(240, dtype=torch.uint8).expand(3, 240, 240)
     crop = RandomCrop((8, 8), crop_area=(0.1, 0.1001), flip=False)
-    for out in crop.crop([ramp] * 20, crop.draws(0, np.arange(20))):
-        line = out[0, 0].float()
+    for row in crop.draws(0, np.arange(20)):
+        line = crop.crop(ramp, row)[0, 0].float()
         assert 56 <= line[-1] - line[0] <= 78  # 7/8 of the width, between the centres
 
 
 def test_a_training_image_may_be_a_single_pixel():
     image = noise(9, 9)
-    out = RandomCrop((1, 1), crop_area=(1.0, 1.0), flip=False).crop([image], draws(0))[0]
+    out = RandomCrop((1, 1), crop_area=(1.0, 1.0), flip=False).crop(image, draws(0)[0])
     assert torch.equal(out[:, 0, 0], image[:, 4, 4])
 
 
-def test_images_cropped_together_are_those_cropped_alone():
-    crop, images = RandomCrop((9, 7)), [noise(5 + n, 30 - n, n) for n in range(20)]
-    drawn = crop.draws(1, np.arange(20))
-    together = crop.crop(images, drawn)
-    alone = [crop.crop([images[n]], drawn[n : n + 1])[0] for n in range(20)]
-    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+def test_where_a_crop_of_one_image_lies_is_what_it_would_be_among_others():
+    random = np.random.default_rng(0)
+    sizes = np.concatenate([random.integers(1, 40, (3000, 2)), random.integers(1, 9000, (3000, 2))])
+    for area in ((0.05, 1.0), (0.9, 0.95), (1.0, 1.0), (1e-5, 1e-4)):
+        drawn = RandomCrop((1, 1)).draws(1, np.arange(len(sizes)))
+        together = inception_boxes(drawn, sizes, area).tolist()
+        alone = [list(inception_box(row, *size, area))
+                 for row, size in zip(drawn.tolist(), sizes.tolist(), strict=True)]  # fmt: skip
+        assert alone == together
 
 
 # A batch at once
@@ -179,7 +182,7 @@ def test_a_batch_is_cropped_as_its_images_are_one_by_one_but_for_a_rounding(size
     images = torch.stack([noise(24, 31, seed) for seed in range(60)])
     drawn = crop.draws(5, np.arange(60))
     batch = crop.crop_batch(images, drawn)
-    single = torch.stack(crop.crop(list(images), drawn))
+    single = torch.stack([crop.crop(*pair) for pair in zip(images, drawn, strict=True)])
     assert batch.dtype == torch.uint8
     assert batch.shape == single.shape
     assert (batch.int() - single.int()).abs().max() <= 1

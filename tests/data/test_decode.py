@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchcodec.decoders import decode_image
 
 import vitkit.data.decode as module
-from vitkit.data.decode import MAX_PIXELS, ImageError, decode
+from vitkit.data.decode import MAX_PIXELS, ImageError, decode, jpeg_pixels
 
 HEIGHT, WIDTH = 24, 40
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -217,6 +218,33 @@ def test_the_limit_is_25_megapixels_by_default():
         decode(png(5000, 5001, 8, 2, b""))
     with pytest.raises(ImageError, match="corrupt"):  # not too large, but there are no pixels
         decode(png(5000, 5000, 8, 2, b""))
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"progressive": True}, {"comment": b"c" * 999}, {"icc_profile": b"i" * 70_000},
+    {"exif": b"Exif\0\0" + encoded(noise(), "JPEG")}, {"subsampling": 2, "optimize": True},
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_header_of_a_jpeg_tells_its_pixels(options, mode):
+    data = encoded(noise(mode, 300, 70), "JPEG", **options)
+    assert jpeg_pixels(data) == 300 * 70
+    assert all(jpeg_pixels(data[:end]) in (0, 300 * 70) for end in range(0, len(data), 7))
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pillow():
+    several = encoded(noise(), "MPO", save_all=True, append_images=[noise()])
+    for data in (b"", b"\xff\xd8\xff", several, encoded(noise(), "PNG")):
+        assert jpeg_pixels(data) == 0
+
+
+@given(place=st.integers(2, 700), value=st.integers(0, 255), more=st.integers(0, 255))
+@settings(max_examples=2000, deadline=None)
+def test_a_jpeg_is_never_larger_than_its_header_says(place, value, more):
+    data = bytearray(encoded(noise(), "JPEG", comment=b"\xff\xc0\0\x0b\x08\0\1\0\1"))
+    data[place : place + 2] = value, more
+    with suppress(RuntimeError, ValueError):
+        image = decode_image(bytes(data))
+        assert jpeg_pixels(bytes(data)) in (0, image.shape[1] * image.shape[2])
 
 
 @contextmanager

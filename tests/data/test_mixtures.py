@@ -117,7 +117,7 @@ def test_an_amount_that_cannot_be_is_an_error_of_the_words(amount):
 
 @pytest.mark.parametrize("amount", [3, 0.1])
 def test_more_images_than_there_are_or_none_at_all_are_an_error(amount):
-    with pytest.raises(DataError, match=r"images of 2; give 1 to 2 images, or a larger share"):
+    with pytest.raises(DataError, match=r"of 2 images to train on; give 1 to 2 images"):
         subset(in_memory([0, 1]), amount, 0)
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ ENDLESS = 10**9  # batches
 LOADER = threading.local()
 T = TypeVar("T")
 ATTEMPTS = 20  # replacements tried for one bad image
-CROPPED_AT_ONCE = 8  # whole images that a thread holds; their crops are then drawn together
+ORDERED_AT_ONCE = 32  # batches: to find the order of one takes as long
 DECODED_AT_ONCE = 64  # whole images that a GPU decodes in one call
 
 
@@ -78,6 +79,7 @@ class TrainingStream:
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
         self.rank, self.ranks = rank, ranks
         self.order = order or Order(source, batch_size, seed)
+        self.ordered = lru_cache(maxsize=2)(self.order_of)
         self.kept, self.device = kept, device
         self.fetched: list[int] = []
         self.pulse: Callable[[], None] = lambda: None  # called while a long time passes
@@ -95,13 +97,23 @@ class TrainingStream:
     def places(self, batch: int) -> np.ndarray:
         return places_of(batch, self.batch_size, self.rank, self.ranks)
 
+    def indices(self, batch: int) -> np.ndarray:
+        """The images (B,) of this process's share of a batch."""
+        block, inside = divmod(batch, ORDERED_AT_ONCE)
+        return self.ordered(block)[inside]
+
+    def order_of(self, block: int) -> np.ndarray:
+        first = block * ORDERED_AT_ONCE
+        places = [self.places(batch) for batch in range(first, first + ORDERED_AT_ONCE)]
+        return self.order(np.concatenate(places)).reshape(ORDERED_AT_ONCE, -1)
+
     def from_device(self, kept: KeptOnDevice, first: int) -> Generator[Batch, None, None]:
         """Nothing but a few numbers for each image goes to the device."""
 
         def load(number: int) -> Batch:
             compute_alone(self.threads)
             places = self.places(first + number)
-            indices = self.order(places)
+            indices = self.indices(first + number).copy()
             for row in np.flatnonzero(kept.bad[indices]):
                 indices[row] = self.replacement(int(places[row]), kept)
             images, labels = kept.taken(indices)
@@ -190,7 +202,7 @@ class Building:
 
     def __init__(self, stream: TrainingStream, number: int) -> None:
         self.stream, self.places = stream, stream.places(number)
-        self.indices = stream.order(self.places)
+        self.indices = stream.indices(number)
         self.draws = stream.crop.draws(stream.seed, self.places)
         size = (len(self.places), 3, *stream.crop.image_size)
         self.images = torch.empty(size, dtype=torch.uint8)
@@ -199,24 +211,21 @@ class Building:
 
     def load(self, part: int, parts: int) -> None:
         rows = range(part, len(self.places), parts)
-        many = decodes_many(self.stream.device)
-        size = DECODED_AT_ONCE if many else CROPPED_AT_ONCE
-        for begin in range(0, len(rows), size):
-            some = rows[begin : begin + size]
-            if many:
-                with own_stream(self.stream.device):
-                    self.on_gpu[some] = torch.stack(self.load_some(some, self.by_gpu(some)))
-            else:
-                for row, image in zip(some, self.load_some(some, {}), strict=True):
-                    self.images[row] = image
+        if not decodes_many(self.stream.device):
+            for row in rows:
+                self.images[row] = self.cropped(row)
+            return
+        for begin in range(0, len(rows), DECODED_AT_ONCE):
+            some = rows[begin : begin + DECODED_AT_ONCE]
+            with own_stream(self.stream.device):
+                decoded = self.by_gpu(some)
+                cropped = [self.cropped(row, decoded.get(row)) for row in some]
+                self.on_gpu[some] = torch.stack(cropped)
 
-    def load_some(self, rows: range, by_gpu: dict[int, Tensor | Exception]) -> list[Tensor]:
-        images = []
-        for row in rows:
-            index, place = int(self.indices[row]), int(self.places[row])
-            image, self.labels[row] = self.stream.load(index, place, by_gpu.get(row))
-            images.append(image.to(self.stream.device))
-        return self.stream.crop.crop(images, self.draws[rows.start : rows.stop : rows.step])
+    def cropped(self, row: int, decoded: Tensor | Exception | None = None) -> Tensor:
+        index, place = int(self.indices[row]), int(self.places[row])
+        image, self.labels[row] = self.stream.load(index, place, decoded)
+        return self.stream.crop.crop(image.to(self.stream.device), self.draws[row])
 
     def by_gpu(self, rows: range) -> dict[int, Tensor | Exception]:
         """Images decoded on the device, those of a source that keeps files."""
