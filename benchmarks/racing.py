@@ -64,7 +64,7 @@ def machine(device: str, clock: str) -> dict[str, Any]:
     """All that one needs to know of where and how a figure came about."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(anywhere, sys.argv)]),
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -73,6 +73,11 @@ def machine(device: str, clock: str) -> dict[str, Any]:
         "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         "environment": {n: os.environ.get(n) for n in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")},
     }
+
+
+def anywhere(word: str) -> str:
+    """A word of a command; of a path that means something on this machine alone its last part."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def version_of(package: str) -> str | None:

@@ -24,9 +24,10 @@ from vitkit.data.formats import large_parquet
 from vitkit.data.formats.large_parquet import LargeParquetSource, parquet_source
 from vitkit.data.formats.parquet import ParquetSource
 from vitkit.data.held import Held
+from vitkit.data.indexes.index import open_index, write_index
 from vitkit.data.opening import open_data
 from vitkit.data.pipeline import TrainingStream, evaluation_batches
-from vitkit.data.source import Concatenated, Source, Subset, Without
+from vitkit.data.source import Concatenated, Source, Splits, Subset, Without
 from vitkit.data.transforms import Preprocessing
 
 FILES, ROWS, GROUP = 3, 40, 10  # 12 row groups in all
@@ -281,6 +282,18 @@ def test_parts_of_a_source_read_as_many_shards_at_once(files):
     assert Without(source, [3]).shards_at_once == 5
     assert Concatenated([large(files), source], "ab").shards_at_once == 2
     assert Concatenated([source, ParquetSource(files)], "ab").shards_at_once == 5
+
+
+def test_an_index_reads_the_rows_that_it_chose_row_group_by_row_group_too(files, reads, tmp_path):
+    chosen = Splits("chosen", Without(large(files), [1, 2, 33]))
+    write_index(tmp_path / "chosen.index", chosen, [str(file) for file in files])
+    source = open_index(tmp_path / "chosen.index").train
+    assert source.shard_lengths == [8, 10, 10, 9, *[10] * 8]
+    reads.clear()
+    batches = stream(source).batches()
+    for _ in range(-(-len(source) // 8)):
+        next(batches)
+    assert sum(reads.values()) <= GROUPS + 6
 
 
 @pytest.mark.parametrize("threads", [0, 4])

@@ -220,12 +220,7 @@ class Concatenated(Source):
         return part.name(inner)
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        first = 0
-        for part, lengths in zip(self.parts, self.shards_of, strict=True):
-            wanted = [shard - first for shard in shards if first <= shard < first + len(lengths)]
-            if wanted and part.shard_lengths is not None:
-                part.prefetch(wanted)
-            first += len(lengths)
+        prefetch_in(self.parts, [len(lengths) for lengths in self.shards_of], shards)
 
     def fingerprint(self) -> str:
         return digest([part.fingerprint() for part in self.parts])
@@ -335,6 +330,16 @@ class Without(Source):
 
     def fingerprint(self) -> str:
         return digest([self.source.fingerprint(), "without", self.left_out.tobytes()])
+
+
+def prefetch_in(parts: Sequence[Source], shards_in: Sequence[int], shards: Sequence[int]) -> None:
+    """Have each of several sources, one after the other, fetch those of the shards that it has."""
+    first = 0
+    for part, number in zip(parts, shards_in, strict=True):
+        wanted = [shard - first for shard in shards if first <= shard < first + number]
+        if wanted and part.shard_lengths is not None:
+            part.prefetch(wanted)
+        first += number
 
 
 def pieces(number: int, length: int) -> list[int]:

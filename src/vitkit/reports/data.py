@@ -18,13 +18,13 @@ PAIRS_A_ROW = 6
 SHORTEST = 24  # characters of a name that are shown
 
 
-def draw_pairs(path: Path, pairs: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> None:
-    """Write a PNG of pairs: two images uint8 (H, W, 3), and two lines below them."""
-    wide, high = 2 * TILE + 2 * GAP, TILE + 2 * LINE + GAP
-    columns = min(PAIRS_A_ROW, max(1, len(pairs)))
-    sheet = blank(columns * wide, max(1, -(-len(pairs) // columns)) * high)
+def draw_pairs(path: Path, pairs: Sequence[tuple[np.ndarray, np.ndarray, list[str]]]) -> None:
+    """Write a PNG of pairs: two images uint8 (H, W, 3), and as many lines below each pair."""
+    wide, high = 2 * TILE + 2 * GAP, TILE + len(pairs[0][2]) * LINE + 2 * GAP
+    columns = min(PAIRS_A_ROW, len(pairs))
+    sheet = blank(columns * wide, -(-len(pairs) // columns) * high)
     pen = ImageDraw.Draw(sheet)
-    for number, (first, second, *lines) in enumerate(pairs):
+    for number, (first, second, lines) in enumerate(pairs):
         x, y = GAP + number % columns * wide, GAP + number // columns * high
         sheet.paste(tile(first), (x, y))
         sheet.paste(tile(second), (x + TILE + 2, y))

@@ -235,8 +235,8 @@ def cleaned(splits: Splits, seen: Seen, dropped: Sequence[int], own: int) -> Spl
     return Splits(splits.name, kept["train"], kept.get("val"), kept.get("test"))
 
 
-def doubtful(seen: Seen, found: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray, str, str]]:
-    """Pairs for a sheet, the least alike first."""
+def doubtful(seen: Seen, found: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
+    """Pairs for a sheet, the least alike first: how alike they are, their classes, their keys."""
     rows = []
     for kind, pairs in found:
         if kind == "same bytes":
@@ -251,7 +251,7 @@ def doubtful(seen: Seen, found: Sequence[Found]) -> list[tuple[np.ndarray, np.nd
         first, second = picture(*seen.located(a)), picture(*seen.located(b))
         between = " - ".join(f"{seen.parts[seen.split(i)][0]} {label_of(seen, i)}" for i in (a, b))
         if first is not None and second is not None:
-            sheet.append((first, second, line, between))
+            sheet.append((first, second, [line, between, seen.key(a), seen.key(b)]))
     return sheet
 
 

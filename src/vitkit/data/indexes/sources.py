@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from vitkit.data.checks import DataError
 from vitkit.data.indexes.columns import Numbers, Texts, let_go, mapped
-from vitkit.data.source import Source
+from vitkit.data.source import Source, chosen_in_each, prefetch_in
 from vitkit.data.tars.shards import Shards, is_url
 
 
@@ -132,6 +132,17 @@ class IndexedRows(Indexed):
         self.leaves = list(leaves)
         self.starts = np.cumsum([0, *(len(leaf) for leaf in leaves)]).tolist()
         self.rows = columns.numbers("rows", "<i8")
+        lengths = [leaf.shard_lengths for leaf in leaves if leaf.shard_lengths is not None]
+        if len(lengths) == len(leaves):  # else some images are at hand, in any order
+            rows = mapped(columns.folder, "rows", "<i8", columns.samples)
+            rows = rows[part.first : part.first + part.samples]
+            if (np.diff(rows) >= 0).all():
+                self.shard_lengths = chosen_in_each(rows, [n for some in lengths for n in some])
+                self.shards_at_once = min(leaf.shards_at_once for leaf in leaves)
+            let_go(rows)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        prefetch_in(self.leaves, [len(leaf.shard_lengths or ()) for leaf in self.leaves], shards)
 
     def locate(self, index: int) -> tuple[Source, int]:
         row = self.rows[self.row(index)]
