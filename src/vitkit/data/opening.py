@@ -13,6 +13,7 @@ import numpy as np
 from vitkit.data.checks import DataError, missing_shards, require_all_shards, some
 from vitkit.data.decode import ImageError
 from vitkit.data.formats.folders import (
+    IMAGE_FOLDERS,
     SPLITS,
     existing,
     has_class_folders,
@@ -27,16 +28,14 @@ from vitkit.data.formats.folders import (
     table_files,
 )
 from vitkit.data.formats.image_files import FolderSource
-from vitkit.data.formats.label_files import (
-    IMAGE_FOLDERS,
+from vitkit.data.formats.label_files import require_images, sources_of
+from vitkit.data.formats.label_rows import (
     LIST_SUFFIXES,
     OtherListError,
     Rows,
     divided,
     label_files,
     read_rows,
-    require_images,
-    sources_of,
 )
 from vitkit.data.formats.torchvision_sets import open_published
 from vitkit.data.holding_out import held_out_indices

@@ -32,6 +32,8 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+# Folders that images lie in without being of a class.
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpg", "jpeg", "photos", "pictures", "data")
 
 
 def existing(word: str | Path) -> Path:
