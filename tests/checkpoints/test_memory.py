@@ -57,6 +57,15 @@ def test_loading_a_bundle_does_not_wait_for_the_compiler(vit_b):
     subprocess.run([sys.executable, "-c", code, vit_b[0]], check=True)
 
 
+def test_a_net_without_memory_is_made_without_the_compiler():
+    names = "ViT-B/16 R50+ViT-B/16 BiT-R50x1 AxialResNet-50"
+    code = "import sys; from vitkit.models.nets import make_meta; "
+    code += "from vitkit.models.variants import config; "
+    code += "[make_meta(config(name)) for name in sys.argv[1].split()]; "
+    code += "assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, names], check=True)
+
+
 def test_loading_a_bundle_takes_little_more_memory_than_its_weights(vit_b):
     folder, size = vit_b
     assert peak("load", folder) <= 1.2 * size

@@ -296,6 +296,18 @@ def test_an_index_reads_the_rows_that_it_chose_row_group_by_row_group_too(files,
     assert sum(reads.values()) <= GROUPS + 6
 
 
+@pytest.mark.parametrize("row", [-1, IMAGES])
+def test_an_index_of_rows_beyond_large_files_is_refused(files, tmp_path, row):
+    index = write_index(
+        tmp_path / "all.index", Splits("all", large(files)), [str(f) for f in files]
+    )
+    rows = np.load(index / "rows.npy")
+    rows[-1 if row > 0 else 0] = row
+    np.save(index / "rows.npy", rows)
+    with pytest.raises(DataError, match=f"row {row} of data with {IMAGES}"):
+        open_index(index)
+
+
 @pytest.mark.parametrize("threads", [0, 4])
 def test_an_epoch_reads_every_image_once_and_every_row_group_about_once(files, reads, threads):
     training = stream(large(files), threads=threads)

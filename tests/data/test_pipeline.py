@@ -1,9 +1,11 @@
 """The pipeline: order and augmentation are pure functions of the seed and the position."""
 
+import gc
 import io
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Generator
 from itertools import islice
 
@@ -282,6 +284,19 @@ def test_files_decoded_many_at_once_are_those_decoded_one_by_one(bad, monkeypatc
     assert_same(taken(many.batches(), 6), batches)
     assert many.bad.reasons == expected.bad.reasons
     assert len(many.bad.reasons) == (2 if bad else 0)
+
+
+def test_a_stream_holds_nothing_that_holds_it():
+    """Or images kept on a device would stay there until Python next looks for such circles."""
+    used = stream()
+    used.indices(40)
+    gone = weakref.ref(used)
+    gc.disable()
+    try:
+        del used
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # Shards from afar

@@ -167,7 +167,7 @@ def test_what_is_at_hand_comes_evenly_among_shards_from_afar():
 
 
 def test_balance_needs_images_at_hand():
-    with pytest.raises(DataError, match="read shard by shard; leave it out"):
+    with pytest.raises(DataError, match="one shard or row group after another; leave it"):
         Order(in_shards(30, 10), 10, seed=0, balance=1.0)
 
 

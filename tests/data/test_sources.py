@@ -256,13 +256,15 @@ def test_links_in_a_circle_do_not_matter(tmp_path):
         open_data(tmp_path / "c")
 
 
-def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path, recwarn):
     write_images(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "a" / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "b" / "circle.png").symlink_to("circle.png")
     (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "lost").symlink_to(tmp_path / "not-mounted")
     train = open_data(tmp_path).train
     assert train.class_names == ["a", "b"]
+    assert "links lead nowhere: circle, lost" in str(recwarn[0].message)
     assert [train.key(n) for n in range(len(train))] == [
         "a/1.png", "a/gone.png", "b/1.png", "b/circle.png",
     ]  # fmt: skip

@@ -15,9 +15,9 @@ from vitkit.cli import main
 from vitkit.data.audit import modes_of_some
 from vitkit.data.checks import DataError
 from vitkit.data.indexes.index import build_index
-from vitkit.data.opening import digits
+from vitkit.data.opening import digits, open_data
 from vitkit.data.pipeline import TrainingStream
-from vitkit.data.source import ArraySource, Splits
+from vitkit.data.source import ArraySource, Concatenated, Splits
 from vitkit.errors import UsageError
 from vitkit.training.config import DataConfig, TrainConfig
 from vitkit.training.log import bound_by
@@ -287,6 +287,30 @@ def test_modes_are_looked_at_in_a_thousand_images_spread_over_a_large_source():
     images = np.zeros((5000, 1, 1), np.uint8)
     assert modes_of_some(Large(images, np.arange(5000) % 2, ["a", "b"])) == {}
     assert sorted(asked) == list(range(0, 5000, 5))
+
+
+def test_modes_are_not_looked_at_where_that_would_fetch_or_end_anything():
+    class Odd(ArraySource):
+        def name(self, index):
+            return f"https://x/{index}.jpg" if index % 2 else f"{index}.jpg"
+
+        def encoded(self, index):
+            assert index % 2 == 0, "fetched"
+            raise DataError("cannot be reached")
+
+    odd = Odd(np.zeros((20, 1, 1), np.uint8), np.arange(20) % 2, ["a", "b"])
+    assert modes_of_some(odd) == {}
+
+
+def test_modes_are_told_beside_data_that_keeps_pixels(tmp_path):
+    data = photos(tmp_path / "photos")
+    for name in ("cat/1.png", "dog/4.png"):
+        Image.open(data / name).convert("L").save(data / name)
+    pixels = ArraySource(np.zeros((24, 8, 8), np.uint8), np.arange(24) % 2, ["cat", "dog"])
+    both = Concatenated([open_data(data).train, pixels], "ab")
+    assert {mode: len(names) for mode, names in modes_of_some(both).items()} == {
+        "colour": 22, "grey": 2,
+    }  # fmt: skip
 
 
 def test_classes_without_an_image_are_counted_and_named(tmp_path):

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from vitkit.data.checks import reason_of
 from vitkit.data.decode import BY_TORCHCODEC, FORMATS, ImageError, decode
 from vitkit.data.duplicates import thumbnail
 from vitkit.data.source import Source
+from vitkit.data.tars.shards import is_url
+from vitkit.errors import VitkitError
 
 AT_ONCE = 32  # images that a thread reads between two looks at the queue
 TINY = 32  # pixels of the shorter side below which an image is counted as tiny
@@ -190,7 +193,7 @@ def look_at(source: Source, index: int, small: bool = False, moments: bool = Fal
     try:
         data = source.encoded(index)
         image = source.image(index) if data is None else None
-    except (OSError, ImageError) as error:
+    except (OSError, VitkitError) as error:
         problem = ("unreadable", reason_of(error))
         return Look(digest_of(source.name(index).encode("utf-8", "surrogatepass")), problem=problem)
     if image is not None:
@@ -249,26 +252,24 @@ def header(data: bytes, name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def modes_of_some(source: Source) -> dict[str, list[str]]:
-    """Mode ("colour", or one of MODES) -> the names of images of it, among a sample of a source.
-
-    Only headers are looked at. Of a source that keeps pixels, or lies afar, nothing is known.
-    """
+    """Mode ("colour", or one of MODES) -> the names of images of it, among a sample of those that
+    are files at hand; it takes some seconds at most, and whatever is wrong is met elsewhere."""
     found: dict[str, list[str]] = {}
-    if source.shard_lengths is not None:
-        return found
     order = np.random.default_rng(0).permutation(min(len(source), SAMPLE))
     until = time.monotonic() + SAMPLE_SECONDS
-    for index in (order * max(len(source), SAMPLE) // SAMPLE).tolist():
-        try:
-            data = source.encoded(index)
-        except (OSError, ImageError):
-            continue
-        if data is None or time.monotonic() > until:
-            break
-        kind, notes = header(data, source.name(index))
-        if kind:
-            mode = next((note for note in notes if note in MODES.values()), "colour")
-            found.setdefault(mode, []).append(source.name(index))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for index in (order * max(len(source), SAMPLE) // SAMPLE).tolist():
+            if source.shard_lengths is not None or time.monotonic() > until:
+                break
+            with suppress(OSError, VitkitError):
+                name = source.name(index)
+                if is_url(name):
+                    continue
+                kind, notes = header(source.encoded(index) or b"", name)
+                mode = next((note for note in notes if note in MODES.values()), "colour")
+                if kind:
+                    found.setdefault(mode, []).append(name)
     return found
 
 

@@ -59,7 +59,7 @@ def inception_box(
     area: tuple[float, float] = (0.05, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """The same for one image, to the bit, of which numpy would take ten times as long."""
+    """The same for one image, to the bit: ten times as fast as numpy, which is made for many."""
     least, most = area[0] * height * width, area[1] * height * width
     size = height, width
     for share, place in zip(draws[:TRIES], draws[TRIES : 2 * TRIES], strict=True):
@@ -164,9 +164,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
-    yield
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision(before)
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision(before)
 
 
 def shares(places: Tensor, old: int) -> Tensor:

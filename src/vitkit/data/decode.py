@@ -69,12 +69,10 @@ def decode_batch(
     results: list[Tensor | ImageError | None] = [None] * len(files)
     jpegs = []
     for number, data in enumerate(files):
-        try:
+        with suppress(ImageError):  # what is wrong is told below
             image = opened(data, max_pixels)
             if image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) in (0, 1):
                 jpegs.append(number)
-        except ImageError as error:
-            results[number] = error
     pixels = decoded_jpegs([files[number] for number in jpegs], device)
     for number, image in zip(jpegs, pixels, strict=True):
         results[number] = image

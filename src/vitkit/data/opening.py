@@ -214,26 +214,26 @@ def open_folder(root: Path) -> Splits:
     tables = split_tables(root)
     if tables:
         for split, names in tables.items():
-            found |= opened_split(split, partial(table_source, root, names))
+            found |= opened_split(split, partial(table_source, root, names), len(tables) > 1)
         return splits_of(str(root), found)
     folders = split_folders(root)
     lists = listed_rows(root, folders)
     whole = any(rows.split is None or rows.whole for rows in lists.values())
     for split, name in folders.items():
         if split not in lists and (not whole or has_class_folders(root / name)):
-            found |= opened_split(split, partial(folder_source, root, name))
+            found |= opened_split(split, partial(folder_source, root, name), len(folders) > 1)
     if lists:
         found |= sources_of(lists, root, found["train"].class_names if "train" in found else None)
     return splits_of(str(root), found) if found else Splits(str(root), FolderSource(root))
 
 
-def opened_split(split: str, opened: Callable[[], Source]) -> dict[str, Source]:
+def opened_split(split: str, opened: Callable[[], Source], others: bool) -> dict[str, Source]:
     """{split: source}. Many a test split is published without labels; that must not keep anyone
-    from training, so it may be passed over."""
+    from training, so beside others it may be passed over."""
     try:
         return {split: opened()}
     except DataError as error:
-        if split != "test":
+        if split != "test" or not others:
             raise
         warnings.warn(f"the test split is passed over: {error}", stacklevel=2)
         return {}

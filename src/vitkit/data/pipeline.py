@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,7 +34,7 @@ ENDLESS = 10**9  # batches
 LOADER = threading.local()
 T = TypeVar("T")
 ATTEMPTS = 20  # replacements tried for one bad image
-ORDERED_AT_ONCE = 32  # batches: to find the order of one takes as long
+ORDERED_AT_ONCE = 32  # batches whose order is found together, as fast as that of one
 DECODED_AT_ONCE = 64  # whole images that a GPU decodes in one call
 
 
@@ -79,7 +78,7 @@ class TrainingStream:
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
         self.rank, self.ranks = rank, ranks
         self.order = order or Order(source, batch_size, seed)
-        self.ordered = lru_cache(maxsize=2)(self.order_of)
+        self.blocks: dict[int, np.ndarray] = {}
         self.kept, self.device = kept, device
         self.fetched: list[int] = []
         self.pulse: Callable[[], None] = lambda: None  # called while a long time passes
@@ -100,12 +99,14 @@ class TrainingStream:
     def indices(self, batch: int) -> np.ndarray:
         """The images (B,) of this process's share of a batch."""
         block, inside = divmod(batch, ORDERED_AT_ONCE)
-        return self.ordered(block)[inside]
-
-    def order_of(self, block: int) -> np.ndarray:
-        first = block * ORDERED_AT_ONCE
-        places = [self.places(batch) for batch in range(first, first + ORDERED_AT_ONCE)]
-        return self.order(np.concatenate(places)).reshape(ORDERED_AT_ONCE, -1)
+        found = self.blocks.get(block)
+        if found is None:
+            first = block * ORDERED_AT_ONCE
+            places = [self.places(number) for number in range(first, first + ORDERED_AT_ONCE)]
+            found = self.order(np.concatenate(places)).reshape(ORDERED_AT_ONCE, -1)
+            # Threads may still be at the block before.
+            self.blocks = {block: found} | {n: b for n, b in self.blocks.items() if n == block - 1}
+        return found[inside]
 
     def from_device(self, kept: KeptOnDevice, first: int) -> Generator[Batch, None, None]:
         """Nothing but a few numbers for each image goes to the device."""

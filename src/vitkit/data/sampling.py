@@ -48,8 +48,8 @@ class Order:
             )
         if self.balance and self.source.shard_lengths is not None:
             raise DataError(
-                "--data.balance draws images in any order, and these are read shard by shard; "
-                "leave it out, or give files at hand"
+                "--data.balance draws images in any order, and these are read one shard or row "
+                "group after another; leave it out, or give them as files at hand"
             )
         if self.weights:
             parts = self.parts

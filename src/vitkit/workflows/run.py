@@ -127,9 +127,9 @@ def train_run(
                     if from_main(lambda: not (folder / "best").exists()):
                         state.best, state.evaluated_at = {}, 0  # it was damaged: made up for
                 else:
+                    from_main(lambda: note_modes(task))
                     steps = length(setup, state, stream, task, began)
                     setup = replace(setup, steps=steps)
-                    from_main(lambda: note_modes(task))
                     from_main(lambda: write_run_config(folder, kind, setup, task, parent))
                 train_into(folder, kind, setup, state, net_config, stream, task, parent, quiet)
             from_main(lambda: report(folder))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from vitkit.data.audit import class_counts
 from vitkit.data.checks import some
 from vitkit.data.facts import DataFacts
 from vitkit.data.mixing import listed_in, subset
@@ -93,11 +92,8 @@ def open_task(data: Any, config: DataConfig | None = None) -> Task:
 
 def note_empty_classes(train: Source, title: str) -> None:
     """Warn of classes that no image to train on is of; a net would never learn them."""
-    if train.multi_label:
-        counts = train.labels.sum(axis=0)
-    else:
-        counts = np.bincount(train.labels, minlength=len(train.class_names))
-    empty = [train.class_names[number] for number in np.flatnonzero(counts == 0)]
+    counts = class_counts([("train", train)])["train"]
+    empty = [name for name, images in counts.items() if not images]
     if empty:
         warnings.warn(
             f"{title}: {len(empty)} of {len(train.class_names)} classes have no image to train "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -93,7 +94,9 @@ def followed(question: Callable[[], bool]) -> bool:
     """Whether an entry is a file, or a folder; a link that leads in a circle is neither."""
     try:
         return question()
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from vitkit.data.checks import digest
-from vitkit.data.formats.folders import images_below, subfolders
+from vitkit.data.checks import digest, some
+from vitkit.data.formats.folders import images_below, scanned, subfolders
 from vitkit.data.formats.layouts import wrong_layout
 from vitkit.data.source import Source, label_bytes
 
@@ -94,6 +95,9 @@ class FolderSource(FileSource):
                     counts[-1] += 1
                     yield image
 
+        lost = [e.name for e in scanned(folder) if e.is_symlink() and not os.path.exists(e.path)]
+        if lost:
+            warnings.warn(f"{folder}: links lead nowhere: {some(sorted(lost))}", stacklevel=2)
         found = Names(names())
         if not found:
             raise wrong_layout(folder, is_split=bool(below))

@@ -137,7 +137,9 @@ class IndexedRows(Indexed):
             rows = mapped(columns.folder, "rows", "<i8", columns.samples)
             rows = rows[part.first : part.first + part.samples]
             if (np.diff(rows) >= 0).all():
-                self.shard_lengths = chosen_in_each(rows, [n for some in lengths for n in some])
+                for row in rows[[0, -1]].tolist():
+                    self.require_row(row)
+                self.shard_lengths = chosen_in_each(rows, [n for leaf in lengths for n in leaf])
                 self.shards_at_once = min(leaf.shards_at_once for leaf in leaves)
             let_go(rows)
 
@@ -146,13 +148,16 @@ class IndexedRows(Indexed):
 
     def locate(self, index: int) -> tuple[Source, int]:
         row = self.rows[self.row(index)]
+        self.require_row(row)
+        leaf = bisect_right(self.starts, row) - 1
+        return self.leaves[leaf], row - self.starts[leaf]
+
+    def require_row(self, row: int) -> None:
         if not 0 <= row < self.starts[-1]:
             raise DataError(
                 f"{self.rows.path}: holds row {row} of data with {self.starts[-1]}; build the "
                 "index again"
             )
-        leaf = bisect_right(self.starts, row) - 1
-        return self.leaves[leaf], row - self.starts[leaf]
 
     def encoded(self, index: int) -> bytes | None:
         leaf, inner = self.locate(index)
