@@ -359,11 +359,10 @@ def evaluate(argv: list[str]) -> Any:
         model, words.data, words.protocol, train=words.train or None, l2=words.l2,
         device=words.device,
     )  # fmt: skip
-    for name, value in result["metrics"].items():
-        shown = (
-            f"{value:.2%}" if name.startswith("top") or name.endswith("shot") else f"{value:,.4g}"
-        )
-        print(f"{name:8} {shown}")
+    metrics = {name: value for name, value in result["metrics"].items() if name != "images"}
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:{width}}  " + (f"{value:.4f}" if name == "loss" else f"{value:.2%}"))
     print(f"{result['images']:,} images of {result['data']} in {result['seconds']:.0f} seconds")
     print(f"Next: vitkit predict {words.checkpoint} IMAGES/ -o predictions.csv")
     return words, result

@@ -46,7 +46,7 @@ from vitkit.data.indexes.sources import (
     TarSource,
     stays_below,
 )
-from vitkit.data.source import Source, Splits
+from vitkit.data.source import Source, Splits, splits_of
 from vitkit.data.tars.shards import Shard, Shards, ends_of, is_url, local_shard
 from vitkit.files import whole_folder
 
@@ -155,9 +155,7 @@ def open_index(
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     by_name = {part.split: source for part, source in zip(parts, sources, strict=True)}
-    first = next(name for name in SPLIT_NAMES if name in by_name)
-    train = by_name.pop("train") if "train" in by_name else by_name.pop(first)
-    return Splits(str(path), train, by_name.get("val"), by_name.get("test"))
+    return splits_of(str(path), by_name)
 
 
 def read_info(path: Path) -> dict[str, Any]:
