@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vitkit.workflows.evaluate import evaluate as evaluate
     from vitkit.workflows.finetune import finetune as finetune
     from vitkit.workflows.pretrain import pretrain as pretrain
+    from vitkit.workflows.sweep import sweep as sweep
 
 FACE = {
     "build": "vitkit.models.variants",
@@ -20,6 +21,7 @@ FACE = {
     "load": "vitkit.prediction.model",
     "pretrain": "vitkit.workflows.pretrain",
     "finetune": "vitkit.workflows.finetune",
+    "sweep": "vitkit.workflows.sweep",
     "evaluate": "vitkit.workflows.evaluate",
     "demo": "vitkit.workflows.demo",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "load",
     "pretrain",
     "resize_positions",
+    "sweep",
 ]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
 from vitkit.cli_data import data
+from vitkit.cli_sweep import check_words, sweep
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, VitkitError, named
 from vitkit.terminal import print_columns, print_json, printable
@@ -216,6 +217,7 @@ def finetune(argv: list[str]) -> Any:
     require(words.data, "finetune", "DATA, images as docs/data.md lists them, or 'digits'")
     require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or a file of weights")
     named("recipe", words.config.recipe, recipes.FINETUNE)
+    check_words(words)
     from vitkit.prediction.model import load
     from vitkit.workflows import finetune as workflow
     from vitkit.workflows.task import open_task
@@ -227,6 +229,8 @@ def finetune(argv: list[str]) -> Any:
     check_gpus(words)
     if words.gpus and not words.dry_run and alone():
         return several(words, "finetune", argv, task)
+    if words.sweep:
+        return sweep(words, argv, task, model)
     if words.dry_run:
         return dry_run("finetune", words, task, workflow.net_config(words.config, task, model))
     run = workflow.finetune(

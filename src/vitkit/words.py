@@ -100,9 +100,17 @@ class Finetune(Pretrain):
     """Train a checkpoint on other classes, at another resolution if wanted."""
 
     out: Text = None
-    """The run directory; by default runs/finetune. A number is added where it is in use."""
+    """The run directory; by default runs/finetune, with --sweep runs/sweep. A number is added where
+    it is in use."""
     checkpoint: Annotated[str, shown("CHECKPOINT", name="from")] = ""
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
+    sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], shown("FIELD=VALUE,VALUE")] = ()
+    """Train with each value, choose on a dev split of the training images, train on all with the
+    best. Several --sweep are a grid; `--sweep recipe` takes the recipe's own: docs/transfer.md."""
+    dev_share: Annotated[float | None, shown("SHARE")] = None
+    """With --sweep: share of the training images to choose by; by default the recipe's, or 0.1."""
+    seeds: Annotated[int | None, shown("N")] = None
+    """With --sweep: train the best with N seeds, --seed and those after it; by default 1."""
 
 
 @dataclass(frozen=True)

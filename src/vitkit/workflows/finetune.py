@@ -33,24 +33,55 @@ def finetune(
     The head, hidden layer included, is replaced by a single layer of zeros, and the positions are
     resized to `image_size`, which is the checkpoint's own if not given.
     """
-    model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
+    model, name = opened(checkpoint)
     task = open_task(data, data_config(config, fields))
     final = override(config or recipe_config(task, recipe, model), fields)
-    net = net_config(final, task, model)
-    name = "in memory" if isinstance(checkpoint, Model) else str(checkpoint)
+    return finetune_on(task, final, model, name, out=out, resume=resume, device=device, quiet=quiet)
+
+
+def opened(checkpoint: str | Path | Model) -> tuple[Model, str]:
+    """A checkpoint's model, and what records call it."""
+    if isinstance(checkpoint, Model):
+        return checkpoint, "in memory"
+    return load(checkpoint), str(checkpoint)
+
+
+def finetune_on(
+    task: Task,
+    config: TrainConfig,
+    model: Model,
+    name: str,
+    *,
+    out: str | Path | None = None,
+    resume: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    opening: str | None = None,
+) -> Run:
+    """One run with all decided: the task, the config, and the model that records call `name`."""
+    net = net_config(config, task, model)
     return train_run(
-        "finetune", task, final, net, lambda: adapted(model.net, net), out=out, resume=resume,
-        device=device, quiet=quiet, parent={"checkpoint": name, **model.provenance},
-        preprocessing=model.preprocessing.at(final.image_size),
+        "finetune", task, config, net, lambda: adapted(model.net, net), out=out, resume=resume,
+        device=device, quiet=quiet, parent=parent_of(model, name),
+        preprocessing=model.preprocessing.at(config.image_size), opening=opening,
     )  # fmt: skip
+
+
+def parent_of(model: Model, name: str) -> dict[str, Any]:
+    """What a run records of the checkpoint that it comes from."""
+    return {"checkpoint": name, **model.provenance}
 
 
 def recipe_config(task: Task, recipe: str, model: Model) -> TrainConfig:
     """What a recipe says for these data and this checkpoint, whose architecture it keeps."""
     net = model.net.config
     recipe_of = FINETUNE[named("recipe", recipe, FINETUNE)]
-    config = recipe_of(task.facts(), name_of(net), net.image_size)
-    return replace(config, pooling=getattr(net, "pooling", config.pooling))
+    return of_checkpoint(recipe_of(task.facts(), name_of(net), net.image_size), model)
+
+
+def of_checkpoint(config: TrainConfig, model: Model) -> TrainConfig:
+    """A recipe's config with what the checkpoint's architecture decides."""
+    return replace(config, pooling=getattr(model.net.config, "pooling", config.pooling))
 
 
 def net_config(config: TrainConfig, task: Task, model: Model) -> NetConfig:

@@ -85,12 +85,14 @@ def train_run(
     preprocessing: Preprocessing | None = None,
     parent: dict[str, Any] | None = None,
     quiet: bool = False,
+    opening: str | None = None,
 ) -> Run:
     """Train a net on a task into a run directory (docs/design.md, "A run directory").
 
     `make_net` makes the net of `net_config` with its first weights. `preprocessing` is by default
-    the authors' direct resize; `parent` says what checkpoint the net comes from. Where torchrun or
-    `--gpus` started several processes, all call this together and the main one writes.
+    the authors' direct resize; `parent` says what checkpoint the net comes from; `opening` is said
+    first, in place of the plan. Where torchrun or `--gpus` started several processes, all call this
+    together and the main one writes.
     """
     began = time.perf_counter()
     world = from_environment()
@@ -131,7 +133,10 @@ def train_run(
                     steps = length(setup, state, stream, task, began)
                     setup = replace(setup, steps=steps)
                     from_main(lambda: write_run_config(folder, kind, setup, task, parent))
-                train_into(folder, kind, setup, state, net_config, stream, task, parent, quiet)
+                said = opening or f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
+                train_into(
+                    folder, kind, setup, state, net_config, stream, task, parent, quiet, said
+                )
             from_main(lambda: report(folder))
         finally:
             unlock(opened.folder)
@@ -169,6 +174,7 @@ def train_into(
     task: Task,
     parent: dict[str, Any] | None,
     quiet: bool,
+    opening: str,
 ) -> None:
     """Train, with metrics, states and the bundles best/ and last/ written into the folder."""
     config, world = setup.config, setup.engine.world
@@ -205,7 +211,6 @@ def train_into(
 
     metrics = folder / "metrics.jsonl" if world.main else None
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
-        opening = f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
         log.say(opening + (f", resumed at step {state.step:,}" if state.step else ""))
         checkpoints, keep_best = folder / "checkpoints", partial(write, "best")
         Training(setup, state, stream, evaluate, keep_best, log, checkpoints).to_the_end()
