@@ -58,13 +58,11 @@ def grid(
     The first field varies slowest. `given` are the fields that were set besides, by any name.
     UsageError for a field or a value that cannot be, before there is any candidate.
     """
-    fields = {dotted(name): tuple(values) for name, values in over.items()}
+    fields = {dotted(name): list(values) for name, values in over.items()}
     if len(fields) < len(over):
         raise UsageError(f"{', '.join(over)}: one field is given twice; give its values at once")
     check_once(fields, {dotted(name) for name in given})
-    for name, values in fields.items():
-        check_field(name)
-        check_values(name, values)
+    fields = {name: checked_values(name, values) for name, values in fields.items()}
     titles = {name: title(name, fields) for name in fields}
     return [
         (
@@ -105,15 +103,31 @@ def check_field(name: str) -> None:
         raise UsageError(f"--sweep {name.replace('_', '-')}: cannot be swept: {why}")
 
 
-def check_values(name: str, values: Sequence[Any]) -> None:
-    """UsageError for values of another type, or one that comes twice."""
-    field = name.replace("_", "-")
-    kind = kind_of(name)
-    for place, value in enumerate(values):
-        if not fits(value, kind) and not (name == "image_size" and fits(value, int)):
+def checked_values(name: str, values: Sequence[Any]) -> list[Any]:
+    """The values as they would be read; UsageError for another type, or one that comes twice."""
+    check_field(name)
+    field, kind = name.replace("_", "-"), kind_of(name)
+    checked: list[Any] = []
+    for value in values:
+        if not fits(value, kind) and not (kind == tuple[int, int] and fits(value, int)):
             raise UsageError(f"--sweep {field}: {value!r} must be {wanted(kind)}")
-        if value in values[:place]:
-            raise UsageError(f"--sweep {field}: {written(value)} is given twice; drop one")
+        checked.append(settled(value, kind))
+        if checked[-1] in checked[:-1]:
+            raise UsageError(f"--sweep {field}: {written(checked[-1])} is given twice; drop one")
+    return checked
+
+
+def settled(value: Any, kind: Any) -> Any:
+    """A value that fits its type as words would give it: 1 as 1.0 where it is a float."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if value is None or origin is Literal:
+        return value
+    if origin is UnionType:
+        return settled(value, next(one for one in inner if one is not NoneType))
+    if origin is tuple:
+        parts = value if isinstance(value, tuple | list) else (value, value)
+        return tuple(settled(part, inner[0]) for part in parts)
+    return kind(value)
 
 
 def kind_of(name: str) -> Any:

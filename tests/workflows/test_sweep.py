@@ -1,0 +1,326 @@
+"""Sweeps on real digits: what is chosen, by which images, and that they go on where they were."""
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+import vitkit
+from vitkit.cli import main
+from vitkit.data.opening import digits
+from vitkit.data.source import ArraySource, Splits
+from vitkit.errors import UsageError, VitkitError
+from vitkit.training.config import override
+from vitkit.workflows.dev_split import dev_split
+from vitkit.workflows.finetune import finetune_on, recipe_config
+from vitkit.workflows.sweep import chosen, result
+from vitkit.workflows.task import open_task
+
+FAST = {"steps": 12, "batch_size": 16, "device": "cpu", "quiet": True}
+RATES = {"learning_rate": (0.0001, 0.1)}
+TIMED = ("images_per_second", "data_share", "memory_bytes")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A checkpoint to start from, and another one."""
+    folder = tmp_path_factory.mktemp("base")
+    for name, seed in (("one", 0), ("other", 1)):
+        vitkit.pretrain("digits", out=folder / name, seed=seed, **(FAST | {"steps": 40}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(base, tmp_path_factory):
+    return sweep(base, tmp_path_factory.mktemp("swept") / "sweep", seeds=2)
+
+
+def sweep(base, out, data="digits", over=RATES, **more):
+    return vitkit.sweep(data, base / "one", over=over, out=out, **(FAST | more))
+
+
+def records(run, kind=None):
+    """The lines of a run's metrics.jsonl without what differs from day to day."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in TIMED}
+            for line in lines if kind in (None, line["kind"])]  # fmt: skip
+
+
+def weights(run):
+    return vitkit.load(run / "last").net.state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def saved(folder):
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def test_each_candidate_is_scored_on_dev_images_that_it_did_not_train_on(swept):
+    task = open_task("digits")
+    trial = dev_split(task, 0.1)
+    assert [row["label"] for row in swept.trials] == ["learning-rate 0.0001", "learning-rate 0.1"]
+    for row in swept.trials:
+        run = swept.folder / row["folder"]
+        data = json.loads((run / "config.json").read_text())["data"]
+        assert data["fingerprint"] == trial.fingerprint
+        assert data["held_out_fingerprint"] == trial.held_out_fingerprint
+        assert data["train_images"] + data["held_out_images"] == len(task.train)
+        assert row["metrics"]["images"] == len(trial.val)
+
+
+def test_a_score_is_that_of_the_last_evaluation_not_the_best(swept):
+    for row in [*swept.trials, *swept.finals]:
+        last = records(swept.folder / row["folder"], "evaluation")[-1]
+        assert last["step"] == row["steps"] == 12
+        assert row["score"] == last["top1"] == row["metrics"]["top1"]
+
+
+def test_the_best_trains_on_all_images_with_each_seed(swept):
+    scores = [row["score"] for row in swept.trials]
+    assert scores[1] > scores[0] and swept.choice == "learning-rate 0.1"
+    task = open_task("digits")
+    for seed, row in enumerate(swept.finals):
+        made = json.loads((swept.folder / f"final/seed-{seed}/config.json").read_text())
+        assert made["config"]["seed"] == seed
+        assert made["config"]["optimizer"]["learning_rate"] == 0.1
+        assert made["data"]["fingerprint"] == task.fingerprint
+        assert row["metrics"]["images"] == len(task.val)
+
+
+def test_the_result_is_mean_and_sample_deviation_over_the_seeds(swept):
+    scores = [row["score"] for row in swept.finals]
+    assert len(set(scores)) == 2, "the seeds differ"
+    assert swept.record["result"] == {
+        "metric": "top-1", "mean": statistics.fmean(scores), "seeds": 2,
+        "deviation": pytest.approx(abs(scores[0] - scores[1]) / 2**0.5),
+    }  # fmt: skip
+
+
+def test_of_one_seed_no_deviation_is_claimed():
+    assert result([{"top1": 0.5, "images": 4}])["deviation"] is None
+
+
+def test_its_runs_are_those_that_finetune_does(swept, base, tmp_path):
+    model = vitkit.load(base / "one")
+    alone = vitkit.finetune("digits", base / "one", out=tmp_path / "a", learning_rate=0.1, **FAST)
+    assert same(weights(alone.folder), weights(swept.final))
+    assert records(alone.folder) == records(swept.final)
+    task = open_task("digits")
+    config = override(
+        recipe_config(task, "quickstart", model),
+        {"steps": 12, "batch_size": 16, "learning_rate": 0.0001},
+    )
+    trial = finetune_on(
+        dev_split(task, 0.1), config, model, "", out=tmp_path / "b", device="cpu", quiet=True
+    )
+    assert records(trial.folder) == records(swept.folder / swept.trials[0]["folder"])
+
+
+def test_what_is_kept_of_a_trial_is_its_record_and_of_a_final_run_its_nets(swept):
+    for row in swept.trials:
+        names = {path.name for path in (swept.folder / row["folder"]).iterdir()}
+        assert {"config.json", "metrics.jsonl", "split.json", "report.html"} <= names
+        assert not names & {"checkpoints", "best", "last"}
+    model = vitkit.load(swept.folder / "final/seed-0")
+    assert model.predict(np.zeros((8, 8, 3), np.uint8))[0].label in model.class_names
+    assert same(swept.model.net.state_dict(), weights(swept.folder / "final/seed-0"))
+
+
+def test_the_record_on_disk_is_what_python_gives_and_names_the_dev_images(swept):
+    assert saved(swept.folder) == json.loads(json.dumps(swept.record))
+    dev = json.loads((swept.folder / "split.json").read_text())
+    assert dev["dev"] == dev_split(open_task("digits"), 0.1).val.indices.tolist()
+    assert dev["fingerprint"] == swept.record["data"]["fingerprint"]
+
+
+def test_the_images_to_validate_on_have_no_say_in_the_choice(swept, base, tmp_path):
+    splits = digits()
+    spoiled = ArraySource(
+        splits.val.images.permute(0, 2, 3, 1).numpy(), 9 - np.asarray(splits.val.labels),
+        splits.val.class_names,
+    )  # fmt: skip
+    other = sweep(base, tmp_path / "s", Splits("digits", splits.train, spoiled))
+    assert [row["metrics"] for row in other.trials] == [row["metrics"] for row in swept.trials]
+    assert other.choice == swept.choice
+    assert other.finals[0]["score"] < swept.finals[0]["score"]
+
+
+def test_without_resume_a_sweep_is_left_alone_and_a_numbered_one_is_made(swept, base):
+    before = saved(swept.folder)
+    other = sweep(base, swept.folder, over={"dropout": (0.0, 0.1)}, dev_share=0.2)
+    assert other.folder.name == "sweep-2" and saved(swept.folder) == before
+    assert other.record["dev"]["images"] == len(dev_split(open_task("digits"), 0.2).val)
+
+
+def test_resumed_when_it_has_ended_nothing_is_run_again(base, tmp_path):
+    first = sweep(base, tmp_path / "s")
+    files = {path: path.stat().st_mtime_ns for path in first.folder.glob("*/*/metrics.jsonl")}
+    again = sweep(base, tmp_path / "s", resume="auto")
+    assert again.record == first.record and len(files) == 3
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    more = sweep(base, tmp_path / "s", resume=str(first.folder), seeds=2)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert more.finals[0] == first.finals[0] and len(more.finals) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"over": {"learning_rate": (0.0001, 0.2)}}, "the candidates"),
+        ({"dev_share": 0.2}, "the dev split"),
+        ({"steps": 13}, "steps (12 -> 13)"),
+        ({"checkpoint": "other"}, "the checkpoint"),
+        ({"data.subset": 0.5}, "the data"),
+    ],
+)
+def test_resumed_by_other_words_it_is_refused(change, said, swept, base):
+    words = FAST | {"over": RATES, "seeds": 2} | change
+    checkpoint = base / words.pop("checkpoint", "one")
+    before = saved(swept.folder)
+    with pytest.raises(UsageError) as error:
+        vitkit.sweep("digits", checkpoint, out=swept.folder, resume=str(swept.folder), **words)
+    assert said in str(error.value) and "without --resume" in str(error.value)
+    assert saved(swept.folder) == before
+
+
+def test_a_result_that_the_runs_own_record_does_not_bear_out_is_refused(base, tmp_path):
+    first = sweep(base, tmp_path / "s")
+    path = first.folder / first.trials[0]["folder"] / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"top1": 0.', '"top1": 0.9'))
+    with pytest.raises(UsageError, match="last evaluation is not the one"):
+        sweep(base, tmp_path / "s", resume="auto")
+
+
+def test_a_trial_whose_folder_is_gone_is_run_again_to_the_same_result(base, tmp_path):
+    first = sweep(base, tmp_path / "s")
+    lost = first.folder / first.trials[1]["folder"]
+    for path in lost.iterdir():
+        path.unlink()
+    lost.rmdir()
+    again = sweep(base, tmp_path / "s", resume="auto")
+    assert again.trials[1]["metrics"] == first.trials[1]["metrics"] and lost.exists()
+
+
+def test_a_candidate_that_diverges_is_passed_over(base, tmp_path):
+    words = {"over": {"optimizer.clip_norm": (0.0, 1.0)}, "learning_rate": 1e30,
+             "guard.skipped_steps": 0}  # fmt: skip
+    with pytest.raises(VitkitError, match="no candidate could be trained"):
+        sweep(base, tmp_path / "all", **words)
+    found = sweep(
+        base, tmp_path / "one", over={"learning_rate": (1e30, 0.1)},
+        **{"guard.skipped_steps": 0, "optimizer.clip_norm": 0.0},
+    )  # fmt: skip
+    assert found.choice == "learning-rate 0.1"
+    assert found.trials[0]["score"] is None and "not finite" in found.trials[0]["problem"]
+    again = sweep(
+        base, tmp_path / "one", over={"learning_rate": (1e30, 0.1)}, resume="auto",
+        **{"guard.skipped_steps": 0, "optimizer.clip_norm": 0.0},
+    )  # fmt: skip
+    assert again.record == found.record
+
+
+def test_of_equal_scores_the_first_is_chosen():
+    assert chosen([{"score": None}, {"score": 0.5}, {"score": 0.7}, {"score": 0.7}]) == 2
+
+
+def test_images_with_several_labels_are_compared_by_mean_average_precision(base, tmp_path):
+    splits = digits()
+    pixels = splits.train.images[:400].permute(0, 2, 3, 1).numpy()
+    labels = np.asarray(splits.train.labels[:400])
+    table = np.stack([labels % 2 == 0, labels > 4, labels < 7], axis=1)
+    data = ArraySource(pixels, table, ["even", "large", "not large"])
+    found = sweep(base, tmp_path / "s", data)
+    assert found.record["result"]["metric"] == "mean average precision"
+    for row in [*found.trials, *found.finals]:
+        assert row["score"] == row["metrics"]["mean_average_precision"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"over": {"learning_rate": (0.1,)}}, "chooses nothing"),
+        ({"over": {"image_size": (8, 9)}}, "image-size 9x9: image size 9x9 is not a multiple"),
+        ({"over": {"loss": ("softmax", "sigmoyd")}}, "'sigmoyd' must be one of"),
+        ({"over": {"batch_size": (16, 15)}, "augment.mixup": 0.2}, "even number"),
+        ({"over": {"lerning_rate": (0.1, 0.2)}}, "did you mean 'learning-rate'"),
+        ({"learning_rate": 0.1}, "leave out one of them"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"dev_share": 0.002}, "give --dev-share"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(words, said, base, tmp_path):
+    with pytest.raises(UsageError) as error:
+        sweep(base, tmp_path / "s", **words)
+    assert said in str(error.value)
+    assert not (tmp_path / "s").exists()
+
+
+def command(base, *more):
+    return ["finetune", "digits", "--from", str(base / "one"), "--device", "cpu", "--steps", "4",
+            "--batch-size", "16", *more]  # fmt: skip
+
+
+def test_on_the_command_line_the_chosen_one_is_marked_and_the_next_command_works(
+    base, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    grid = ["--sweep", "learning-rate=0.0001,0.1", "--sweep", "augment.level=none,light1"]
+    assert main(command(base, *grid, "--seeds", "2", "--json")) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    found = json.loads(lines[-1])
+    assert len(found["trials"]) == 4 and len(found["finals"]) == 2
+    marked = [line for line in lines if line.endswith("chosen")]
+    assert len(marked) == 1 and marked[0].startswith(found["choice"])
+    assert f"± {100 * found['result']['deviation']:.2f} over 2 seeds" in shown.out
+    assert "trained on 1,294 images, scored on 144 others" in shown.err
+    assert "trial 4 of 4: learning-rate 0.1, level light1" in shown.err
+    words = lines[-2].removeprefix("Next: vitkit ").split()
+    assert words[:2] == ["predict", "runs/sweep/final/seed-0"]
+    assert main(["evaluate", words[1], "digits"]) == 0
+
+
+def test_a_dry_run_tells_the_candidates_the_split_and_the_cost_and_writes_nothing(
+    base, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["--sweep", "steps=4,8", "--seeds", "3", "--dry-run", "--json"]
+    assert main([word for word in command(base, *words) if word not in ("--steps", "4")]) == 0
+    shown = capsys.readouterr().out
+    assert "steps 4" in shown and "steps 8" in shown and "1,294 images" in shown
+    plan = json.loads(shown.splitlines()[-1])["plan"]
+    assert [row["steps"] for row in plan["trials"]] == [4, 8]
+    assert plan["finals"]["steps"] == 3 * 8 and plan["total"]["steps"] == 4 + 8 + 3 * 8
+    assert plan["total"]["seconds"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "3"], "add --sweep"),
+        (["--dev-share", "0.1"], "add --sweep"),
+        (["--sweep", "recipe", "--sweep", "dropout=0,0.1"], "drop the other"),
+        (["--sweep", "recipe"], "the recipe quickstart has no candidates"),
+        (["--sweep", "learning-rate=0.1,0.2", "--learning-rate", "0.1"], "leave out one"),
+        (["--sweep", "augment.flip=true,false", "--augment.no-flip"], "leave out one"),
+        (["--sweep", "epochs=1,2"], "leave out one"),
+    ],
+)
+def test_words_that_contradict_each_other_exit_2(words, said, base, capsys):
+    assert main(command(base, *words)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_minutes_are_for_each_run_and_that_is_said(base, tmp_path, capsys):
+    found = vitkit.sweep(
+        "digits", base / "one", over=RATES, out=tmp_path / "s", minutes=0.02, device="cpu",
+        batch_size=16,
+    )  # fmt: skip
+    assert "0.02 minutes for each run" in capsys.readouterr().err
+    assert all(row["steps"] >= 1 for row in found.trials)
