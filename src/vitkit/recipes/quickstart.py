@@ -8,16 +8,16 @@ from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfi
 CROP_AREA = (0.8, 1.0)  # short runs of small nets learn less from the 5 % of the paper
 
 
-def pretrain(facts: DataFacts) -> TrainConfig:
+def pretrain(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """Training from nothing: `vitkit pretrain DATA --recipe quickstart [--minutes 10]`.
 
     In minutes on a CPU what counts is the number of images seen, so the net is small for the image
     size. Costs and accuracies on CIFAR-10: docs/results.md; what was tried: docs/performance.md.
     """
-    model, side = net_for(facts.side)
+    fitting, side = net_for(facts.side)
     return TrainConfig(
         recipe="quickstart",
-        model=model,
+        model=model or fitting,
         image_size=(side, side),
         pooling="mean",
         epochs=30,
@@ -28,7 +28,7 @@ def pretrain(facts: DataFacts) -> TrainConfig:
             "adamw", learning_rate=1e-3, weight_decay=0.05, betas=(0.9, 0.95)
         ),
         schedule=ScheduleConfig("cosine", warmup_share=0.05),
-        augment=AugmentConfig(CROP_AREA, facts.flip_keeps_class),
+        augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
 
 
@@ -47,7 +47,7 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
         loss="sigmoid" if facts.multi_label else "softmax",
         optimizer=OptimizerConfig("sgd", learning_rate=0.03, weight_decay=0.0),
         schedule=ScheduleConfig("cosine", warmup_share=0.1),
-        augment=AugmentConfig(CROP_AREA, facts.flip_keeps_class),
+        augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
 
 

@@ -123,13 +123,15 @@ class TrainConfig:
     """Everything that decides what a run computes; it is written to the run's config.json."""
 
     recipe: str = "custom"
-    """The recipe that this config came from."""
+    """The recipe that this config came from; `vitkit recipes` lists them."""
     model: str = "ViT-B/16"
     """The net by its name; `vitkit models` lists them."""
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels, written 384x256; one number is a square."""
     pooling: Literal["token", "mean", "map", "patch-mean", "token+mean"] = "token"
     """What a ViT's head reads: the class token, the mean of the patches, attention pooling, ..."""
+    positions: Literal["1d", "2d", "relative", "sincos2d", "none"] = "1d"
+    """A ViT's position embeddings: learned ones, relative ones, fixed sines and cosines, none."""
     hidden_head: bool = False
     """Put a hidden tanh layer before the head, as the paper does for pre-training."""
     dropout: float = 0.0
@@ -189,6 +191,7 @@ CHOICES = {
     "data.decode": ("cpu", "cuda"),
     "data.keep": ("auto", "device", "disk", "none"),
     "pooling": ("token", "mean", "map", "patch-mean", "token+mean"),
+    "positions": ("1d", "2d", "relative", "sincos2d", "none"),
     "loss": ("softmax", "sigmoid"),
     "precision": ("auto", "fp32", "bf16"),
     "engine.compile": ("auto", "on", "off"),

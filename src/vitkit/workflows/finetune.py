@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitkit.errors import UsageError, named
+from vitkit.errors import UsageError
 from vitkit.models.nets import Net, NetConfig, make, resize_net
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model, load
-from vitkit.recipes import FINETUNE
+from vitkit.recipes import finetuning
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
 from vitkit.workflows.task import Task, data_config, open_task
@@ -26,6 +26,7 @@ def finetune(
     resume: str | None = None,
     device: str = "auto",
     quiet: bool = False,
+    any_net: bool = False,
     **fields: Any,
 ) -> Run:
     """Train a checkpoint's net on DATA; arguments as for `pretrain`.
@@ -35,7 +36,7 @@ def finetune(
     """
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
     task = open_task(data, data_config(config, fields))
-    final = override(config or recipe_config(task, recipe, model), fields)
+    final = override(config or recipe_config(task, recipe, model, any_net), fields)
     net = net_config(final, task, model)
     name = "in memory" if isinstance(checkpoint, Model) else str(checkpoint)
     return train_run(
@@ -45,19 +46,23 @@ def finetune(
     )  # fmt: skip
 
 
-def recipe_config(task: Task, recipe: str, model: Model) -> TrainConfig:
+def recipe_config(task: Task, recipe: str, model: Model, any_net: bool = False) -> TrainConfig:
     """What a recipe says for these data and this checkpoint, whose architecture it keeps."""
     net = model.net.config
-    recipe_of = FINETUNE[named("recipe", recipe, FINETUNE)]
-    config = recipe_of(task.facts(), name_of(net), net.image_size)
-    return replace(config, pooling=getattr(net, "pooling", config.pooling))
+    config = finetuning(recipe, task.facts(), name_of(net), net.image_size, any_net)
+    return replace(config, **architecture(config, net))
+
+
+def architecture(config: TrainConfig, net: NetConfig) -> dict[str, Any]:
+    """The fields of a config that a checkpoint decides; only nets with tokens have the last two."""
+    own = {name: getattr(net, name, getattr(config, name)) for name in ("pooling", "positions")}
+    return {"model": name_of(net), **own}
 
 
 def net_config(config: TrainConfig, task: Task, model: Model) -> NetConfig:
     """The checkpoint's net for other classes and another image size; UsageError if impossible."""
     before = model.net.config
-    pooling = getattr(before, "pooling", config.pooling)  # only nets with tokens have a choice
-    kept = {"model": name_of(before), "pooling": pooling, "hidden_head": False}
+    kept = architecture(config, before) | {"hidden_head": False}
     for name, value in kept.items():
         if getattr(config, name) != value:
             raise UsageError(

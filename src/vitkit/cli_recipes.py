@@ -1,0 +1,58 @@
+"""`vitkit recipes`: what recipes there are, what each says, costs and reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitkit import recipes
+from vitkit.errors import UsageError, named
+from vitkit.terminal import print_columns
+from vitkit.words import Recipes, parse
+
+
+def show_recipes(argv: list[str]) -> Any:
+    words = parse(Recipes(), "recipes", argv)
+    if words.name and words.out:
+        raise UsageError("-o writes the page of all recipes; leave NAME out")
+    if words.name:
+        named("recipe", words.name, {**recipes.PRETRAIN, **recipes.FINETUNE})
+    from vitkit.workflows.recipes import described, every, in_lines, write_page
+
+    found = [described(*known) for known in every(words.name or None)]
+    if words.out:
+        write_page(Path(words.out))
+        print(f"wrote {words.out}: {len(found)} recipes")
+    elif words.name:
+        for row in found:
+            print(f"vitkit {row['verb']} DATA --recipe {row['recipe']}\n\n{row['text']}\n")
+            if row["settings"]:
+                print(f"Settings with {row['settings']['model']}:\n{in_lines(row['settings'])}\n")
+        print(found[0]["family"])
+    else:
+        print_columns(
+            ("recipe", "verb", "nets", "length", "exaFLOPs", "core-days", "what for"),
+            [(row["recipe"], row["verb"], nets(row["nets"]), row["length"] or "as you say",
+              *costs(row["costs"]), row["for"]) for row in found],
+            right=(4, 5),
+        )  # fmt: skip
+        print("\nCosts with the first net (of a recipe for any: ViT-B/16) on the data that the "
+              "recipe is for, in days of a TPUv3\ncore at an assumed 40 % of its peak.")  # fmt: skip
+    print(f"Next: {following(words, found)}")
+    return words, {"recipes": found}
+
+
+def nets(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if names[2:] else "") if names else "any"
+
+
+def costs(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    return (f"{rows[0]['exaflops']:.3g}", f"{rows[0]['core_days']:.3g}") if rows else ("", "")
+
+
+def following(words: Recipes, found: list[dict[str, Any]]) -> str:
+    if not words.name:
+        return "vitkit recipes jft-vit-h14"
+    if not found[0]["costs"]:
+        return f"vitkit pretrain DATA --recipe {words.name}"
+    return f'vitkit plan --recipe {words.name} --model "{found[0]["costs"][0]["net"]}" --no-probe'
