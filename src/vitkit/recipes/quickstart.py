@@ -28,7 +28,7 @@ def pretrain(facts: DataFacts) -> TrainConfig:
             "adamw", learning_rate=1e-3, weight_decay=0.05, betas=(0.9, 0.95)
         ),
         schedule=ScheduleConfig("cosine", warmup_share=0.05),
-        augment=AugmentConfig(CROP_AREA, facts.flip_keeps_class),
+        augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
 
 
@@ -47,7 +47,7 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
         loss="sigmoid" if facts.multi_label else "softmax",
         optimizer=OptimizerConfig("sgd", learning_rate=0.03, weight_decay=0.0),
         schedule=ScheduleConfig("cosine", warmup_share=0.1),
-        augment=AugmentConfig(CROP_AREA, facts.flip_keeps_class),
+        augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
 
 
