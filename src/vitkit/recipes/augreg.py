@@ -29,11 +29,13 @@ from dataclasses import replace
 from itertools import product
 
 from vitkit.data.facts import DataFacts
+from vitkit.recipes.recipe import is_vit
 from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 LEVELS = ("none", "light1", "light2", "medium1", "medium2", "strong1", "strong2")
 WEIGHT_DECAYS = (0.1, 0.03)
 DROPS = (0.0, 0.1)  # dropout and stochastic depth together
+USUAL = "ViT-B/16"
 
 # Net: level, weight decay, dropout and stochastic depth.
 I21K = {
@@ -92,12 +94,14 @@ def pretraining(
     head_bias: float,
 ) -> TrainConfig:
     """What both share; `settings` are the level, weight decay and drops of each net."""
-    level, weight_decay, drops = settings.get(model or "ViT-B/16", settings["ViT-B/16"])
+    model = model or USUAL
+    level, weight_decay, drops = settings.get(model, settings[USUAL])
+    drops = drops if is_vit(model) else 0.0
     return TrainConfig(
         recipe=recipe,
-        model=model or "ViT-B/16",
+        model=model,
         image_size=(224, 224),
-        hidden_head=hidden_head,
+        hidden_head=hidden_head and is_vit(model),
         dropout=drops,
         stochastic_depth=drops,
         head_bias=head_bias,

@@ -8,6 +8,7 @@ ImageNet, keep Adam's first moment in bfloat16 and take other draws; vitkit keep
 from __future__ import annotations
 
 from vitkit.data.facts import DataFacts
+from vitkit.recipes.recipe import is_vit
 from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 
@@ -21,13 +22,14 @@ def big_vision_s16(facts: DataFacts, model: str | None = None) -> TrainConfig:
 
     Expected: ImageNet 76.5 % at 224 pixels (configs/vit_s16_i1k.py).
     """
+    model = model or "ViT-S/16"
     return TrainConfig(
         recipe="big-vision-s16",
-        model=model or "ViT-S/16",
+        model=model,
         image_size=(224, 224),
         pooling="mean",
-        positions="sincos2d",
-        hidden_head=True,
+        positions="sincos2d" if is_vit(model) else "1d",
+        hidden_head=is_vit(model),
         epochs=90,
         batch_size=1024,
         loss="sigmoid" if facts.multi_label else "softmax",

@@ -28,7 +28,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vitkit.data.facts import DataFacts
-from vitkit.models.variants import variant
+from vitkit.recipes.recipe import is_vit
 from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 I21K_BIAS = -10.0
@@ -220,13 +220,12 @@ def pretraining(
     clip_norm: float = 0.0,
 ) -> TrainConfig:
     """What all rows share. A net that is no ViT has neither hidden head nor dropout."""
-    is_vit = variant(model).kind == "ViT"
     return TrainConfig(
         recipe=recipe,
         model=model,
         image_size=(224, 224),
-        hidden_head=is_vit,
-        dropout=dropout if is_vit else 0.0,
+        hidden_head=is_vit(model),
+        dropout=dropout if is_vit(model) else 0.0,
         head_bias=head_bias,
         epochs=epochs,
         batch_size=4096,

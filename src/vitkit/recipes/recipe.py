@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vitkit.data.facts import DataFacts
+from vitkit.models.variants import variant
 from vitkit.training.config import TrainConfig
 
 # Images and classes as the paper counts them (section 4.1), at the side that they are read at.
@@ -33,3 +34,8 @@ class Recipe:
     learning_rates: tuple[float, ...] = ()
     further_rates: tuple[float, ...] = ()
     dev_share: float | None = None
+
+
+def is_vit(model: str) -> bool:
+    """Whether a net, of those with a name, can have a hidden head, dropout, stochastic depth."""
+    return variant(model).kind == "ViT"

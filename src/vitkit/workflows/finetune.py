@@ -69,7 +69,18 @@ def net_config(config: TrainConfig, task: Task, model: Model) -> NetConfig:
                 f"{name} is {getattr(config, name)!r}, but with this checkpoint it is {value!r}: a "
                 "checkpoint brings its own architecture, and fine-tuning a single linear head"
             )
-    wanted = {"hidden_head": False, "dropout": config.dropout, "head_bias": config.head_bias}
+    if config.evaluation_resize != "direct":
+        raise UsageError(
+            f"evaluation_resize is {config.evaluation_resize!r}, but a checkpoint brings its own "
+            "way to prepare images; leave it out"
+        )
+    for name in ("dropout", "stochastic_depth"):
+        if getattr(config, name) and not hasattr(before, name):
+            raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
+    wanted = {
+        "hidden_head": False, "dropout": config.dropout,
+        "stochastic_depth": config.stochastic_depth, "head_bias": config.head_bias,
+    }  # fmt: skip
     options = {name: value for name, value in wanted.items() if hasattr(before, name)}
     try:
         return replace(

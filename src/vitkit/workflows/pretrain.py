@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError
 from vitkit.models import variants
 from vitkit.models.nets import NetConfig, make
@@ -12,6 +13,8 @@ from vitkit.recipes import pretraining
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
 from vitkit.workflows.task import Task, data_config, open_task
+
+BEFORE_CROP = 8 / 7  # of the image side: 256 for 224, big_vision's pre-training configs
 
 
 def pretrain(
@@ -35,13 +38,11 @@ def pretrain(
     UsageError for words that cannot be, DataError for the data.
     """
     task = open_task(data, data_config(config, fields))
-    final = override(
-        config or recipe_config(task, recipe, fields.get("model"), any_net), fields
-    )
+    final = override(config or recipe_config(task, recipe, fields.get("model"), any_net), fields)
     net = net_config(final, len(task.train.class_names))
     return train_run(
         "pretrain", task, final, net, lambda: make(net), out=out, resume=resume,
-        device=device, quiet=quiet,
+        device=device, quiet=quiet, preprocessing=preprocessing(final),
     )  # fmt: skip
 
 
@@ -52,12 +53,20 @@ def recipe_config(
     return pretraining(recipe, task.facts(), model, any_net)
 
 
+def preprocessing(config: TrainConfig) -> Preprocessing:
+    """What images to evaluate on go through, and the net's users' images after that."""
+    if config.evaluation_resize == "crop":
+        side = round(BEFORE_CROP * max(config.image_size))
+        return Preprocessing.small_crop(config.image_size, side)
+    return Preprocessing.direct(config.image_size)
+
+
 def net_config(config: TrainConfig, classes: int) -> NetConfig:
     """The net that a config asks for; UsageError where there is none such."""
     asked = {
         "pooling": config.pooling, "positions": config.positions,
         "hidden_head": config.hidden_head, "dropout": config.dropout,
-        "head_bias": config.head_bias,
+        "stochastic_depth": config.stochastic_depth, "head_bias": config.head_bias,
     }  # fmt: skip
     fields = variants.field_names(config.model)
     # A recipe says these for every net; one without tokens has its own way.
