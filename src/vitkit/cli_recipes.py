@@ -36,8 +36,10 @@ def show_recipes(argv: list[str]) -> Any:
               *costs(row["costs"]), row["for"]) for row in found],
             right=(4, 5),
         )  # fmt: skip
-        print("\nCosts with the first net (of a recipe for any: ViT-B/16) on the data that the "
-              "recipe is for, in days of a TPUv3\ncore at an assumed 40 % of its peak.")  # fmt: skip
+        print(
+            "\nCosts are of the first net (where any will do, ViT-B/16) on the data that the recipe is "
+            "for,\nin days of a TPUv3 core at an assumed 40 % of its peak."
+        )
     print(f"Next: {following(words, found)}")
     return words, {"recipes": found}
 
@@ -47,7 +49,12 @@ def nets(names: list[str]) -> str:
 
 
 def costs(rows: list[dict[str, Any]]) -> tuple[str, str]:
-    return (f"{rows[0]['exaflops']:.3g}", f"{rows[0]['core_days']:.3g}") if rows else ("", "")
+    return (rounded(rows[0]["exaflops"]), rounded(rows[0]["core_days"])) if rows else ("", "")
+
+
+def rounded(value: float) -> str:
+    """Three digits, written out."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def following(words: Recipes, found: list[dict[str, Any]]) -> str:

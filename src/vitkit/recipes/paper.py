@@ -6,9 +6,9 @@ multiplied by the learning rate (AdamW). On ImageNet alone gradients are clipped
 
 Unspecified in Table 3, and what is done here:
 
-- Loss and head bias. Sigmoid cross-entropy and -10 on ImageNet-21k: the authors, vision_transformer
-  issues 2 and 34; on JFT-300M, whose images have several labels too, the same (issue 34). On ImageNet
-  sigmoid and -6.9, as the authors do in big_vision's configs/vit_i1k.py.
+- Loss and head bias. Sigmoid cross-entropy and -10 on ImageNet-21k: the authors,
+  vision_transformer issues 2 and 34; the same on JFT-300M, whose images have several labels too
+  (issue 34). On ImageNet sigmoid and -6.9, as the authors do in big_vision's configs/vit_i1k.py.
 - End of the linear decay: 1e-5 (issue 2).
 - Head: a hidden tanh layer as wide as the net (section 3.1; issue 124); BiT has none, as in
   big_transfer.
@@ -38,10 +38,17 @@ IMAGENET_BIAS = -6.9
 def jft_vit_b(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """ViT-B/32 and ViT-B/16 on JFT-300M: Table 3, row 1.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-vit-b`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-B/32     56.3     26.5
+        ViT-B/16      224      105
 
     Expected: ImageNet 80.73 % for B/32, 84.15 % for B/16, fine-tuned by table4-imagenet (Tables 5,
     6). Table 6 prints 55 and 224 exaFLOPs.
+
+    Measured: not here.
     """
     return on_jft("jft-vit-b", facts, model or "ViT-B/32", 7, 8e-4)
 
@@ -49,10 +56,16 @@ def jft_vit_b(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def jft_vit_l32(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """ViT-L/32 on JFT-300M: Table 3, row 2.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-vit-l32`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-L/32      196     92.2
 
     Expected: ImageNet 84.37 %, fine-tuned by table4-imagenet (Table 5). Table 6 prints 196
     exaFLOPs.
+
+    Measured: not here.
     """
     return on_jft("jft-vit-l32", facts, model or "ViT-L/32", 7, 6e-4)
 
@@ -62,10 +75,16 @@ def jft_vit_l16(facts: DataFacts, model: str | None = None) -> TrainConfig:
 
     The row gives 7 and 14 epochs; `--epochs 7` is the other one.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-vit-l16`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-L/16     1570      737
 
     Expected: ImageNet 87.12 %, fine-tuned by table4-imagenet; 86.30 % after 7 epochs (Table 6);
     87.76 % by table2-imagenet (Table 2). Table 6 prints 1567 exaFLOPs, Table 2 680 core-days.
+
+    Measured: not here.
     """
     return on_jft("jft-vit-l16", facts, model or "ViT-L/16", 14, 4e-4)
 
@@ -73,10 +92,16 @@ def jft_vit_l16(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def jft_vit_h14(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """ViT-H/14 on JFT-300M: Table 3, row 4; the paper's best net.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-vit-h14`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-H/14     4260     2000
 
     Expected: ImageNet 88.04 %, fine-tuned by table4-imagenet (Table 5); 88.55 % by
     table2-imagenet (Table 2). Table 6 prints 4262 exaFLOPs, Table 2 2,500 core-days.
+
+    Measured: not here.
     """
     return on_jft("jft-vit-h14", facts, model or "ViT-H/14", 14, 3e-4)
 
@@ -84,10 +109,17 @@ def jft_vit_h14(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def jft_bit_r50(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """BiT-R50x1 and BiT-R50x2 on JFT-300M, by Adam: Table 3, row 5.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-bit-r50`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        BiT-R50x1     50.7     24.7
+        BiT-R50x2      199     96.9
 
     Expected: ImageNet 77.54 % for R50x1, 82.12 % for R50x2, fine-tuned by table4-imagenet (Table 6,
     which prints 50 and 199 exaFLOPs).
+
+    Measured: not here.
     """
     return on_jft("jft-bit-r50", facts, model or "BiT-R50x1", 7, 1e-3)
 
@@ -95,9 +127,15 @@ def jft_bit_r50(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def jft_bit_r101(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """BiT-R101x1 on JFT-300M, by Adam: Table 3, row 6.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-bit-r101`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        BiT-R101x1     95.6     46.9
 
     Expected: ImageNet 80.67 %, fine-tuned by table4-imagenet (Table 6, which prints 96 exaFLOPs).
+
+    Measured: not here.
     """
     return on_jft("jft-bit-r101", facts, model or "BiT-R101x1", 7, 8e-4)
 
@@ -107,10 +145,17 @@ def jft_bit_r152(facts: DataFacts, model: str | None = None) -> TrainConfig:
 
     R152x2 at 14 epochs has no row; `--epochs 14` costs what Table 6 prints for it, 1126 exaFLOPs.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-bit-r152`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        BiT-R152x1      141     69.1
+        BiT-R152x2      559      275
 
     Expected: ImageNet 81.88 % for R152x1, 84.97 % for R152x2 and 85.56 % after 14 epochs,
     fine-tuned by table4-imagenet (Table 6, which prints 141 and 563 exaFLOPs).
+
+    Measured: not here.
     """
     return on_jft("jft-bit-r152", facts, model or "BiT-R152x1", 7, 6e-4)
 
@@ -118,10 +163,17 @@ def jft_bit_r152(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def jft_hybrid_b(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """R50+ViT-B/32 and R50+ViT-B/16 on JFT-300M: Table 3, row 8.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-hybrid-b`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        R50+ViT-B/32      106     50.7
+        R50+ViT-B/16      273      129
 
     Expected: ImageNet 84.90 % for B/32, 85.58 % for B/16, fine-tuned by table4-imagenet (Table 6,
     which prints 106 and 274 exaFLOPs).
+
+    Measured: not here.
     """
     return on_jft("jft-hybrid-b", facts, model or "R50+ViT-B/32", 7, 8e-4)
 
@@ -129,9 +181,15 @@ def jft_hybrid_b(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def jft_hybrid_l32(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """R50+ViT-L/32 on JFT-300M: Table 3, row 9.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-hybrid-l32`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        R50+ViT-L/32      245      116
 
     Expected: ImageNet 85.68 %, fine-tuned by table4-imagenet (Table 6, which prints 246 exaFLOPs).
+
+    Measured: not here.
     """
     return on_jft("jft-hybrid-l32", facts, model or "R50+ViT-L/32", 7, 2e-4)
 
@@ -141,10 +199,16 @@ def jft_hybrid_l16(facts: DataFacts, model: str | None = None) -> TrainConfig:
 
     The row gives 7 and 14 epochs; `--epochs 7` is the other one.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe jft-hybrid-l16`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        R50+ViT-L/16     1670      785
 
     Expected: ImageNet 87.12 %, 86.60 % after 7 epochs, fine-tuned by table4-imagenet (Table 6,
     which prints 1668 exaFLOPs, and for 7 epochs 859, 3 % more than half as much).
+
+    Measured: not here.
     """
     return on_jft("jft-hybrid-l16", facts, model or "R50+ViT-L/16", 14, 4e-4)
 
@@ -152,10 +216,17 @@ def jft_hybrid_l16(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def i21k_vit_b(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """ViT-B/16 and ViT-B/32 on ImageNet-21k: Table 3, row 11.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe i21k-vit-b`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-B/16      133     62.5
+        ViT-B/32     33.5     15.7
 
     Expected: ImageNet 83.97 % for B/16, 81.28 % for B/32, fine-tuned by table4-imagenet (Table 5);
     on held-out images of ImageNet-21k itself 47.88 % and 44.04 % (vision_transformer issue 62).
+
+    Measured: not here.
     """
     return pretraining(
         "i21k-vit-b", facts, model or "ViT-B/16", epochs=90, learning_rate=1e-3,
@@ -169,11 +240,18 @@ def i21k_vit_l(facts: DataFacts, model: str | None = None) -> TrainConfig:
     The row gives 30 and 90 epochs; `--epochs 30` is the other one. The published weights are of 90
     (vision_transformer issue 34).
 
-    COST
+    Command: `vitkit pretrain DATA --recipe i21k-vit-l`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-L/16      466      219
+        ViT-L/32      116     54.8
 
     Expected: ImageNet 85.15 % for L/16, 80.99 % for L/32, fine-tuned by table4-imagenet (Table 5);
     85.30 % for L/16 by table2-imagenet (Table 2, which prints 230 core-days); on held-out images of
     ImageNet-21k itself 49.90 % and 45.42 % (vision_transformer issue 62).
+
+    Measured: not here.
     """
     return pretraining(
         "i21k-vit-l", facts, model or "ViT-L/16", epochs=90, learning_rate=1e-3,
@@ -184,11 +262,20 @@ def i21k_vit_l(facts: DataFacts, model: str | None = None) -> TrainConfig:
 def imagenet_vit(facts: DataFacts, model: str | None = None) -> TrainConfig:
     """ViT on ImageNet alone: Table 3, row 13.
 
-    COST
+    Command: `vitkit pretrain DATA --recipe imagenet-vit`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-B/16     40.5     19.1
+        ViT-B/32     10.2     4.78
+        ViT-L/16      142     66.8
+        ViT-L/32     35.5     16.7
 
     Expected: at 224 pixels, before fine-tuning, 74.79 % for B/16, 69.19 % for B/32, 72.59 % for
     L/16, 66.90 % for L/32 (vision_transformer issue 62); fine-tuned by table4-imagenet 77.91 %,
     73.38 %, 76.53 % and 71.16 % (Table 5).
+
+    Measured: not here.
     """
     return pretraining(
         "imagenet-vit", facts, model or "ViT-B/16", epochs=300, learning_rate=3e-3,

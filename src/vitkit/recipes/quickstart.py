@@ -9,7 +9,9 @@ CROP_AREA = (0.8, 1.0)  # short runs of small nets learn less from the 5 % of th
 
 
 def pretrain(facts: DataFacts, model: str | None = None) -> TrainConfig:
-    """Training from nothing: `vitkit pretrain DATA --recipe quickstart [--minutes 10]`.
+    """Training from nothing, of a net and for a time that a laptop has.
+
+    Command: `vitkit pretrain DATA --recipe quickstart [--minutes 10]`
 
     In minutes on a CPU what counts is the number of images seen, so the net is small for the image
     size. Costs and accuracies on CIFAR-10: docs/results.md; what was tried: docs/performance.md.
@@ -33,10 +35,12 @@ def pretrain(facts: DataFacts, model: str | None = None) -> TrainConfig:
 
 
 def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> TrainConfig:
-    """Transfer of a trained net: `vitkit finetune DATA --from CHECKPOINT [--image-size 384]`.
+    """Transfer of a trained net at a batch that a laptop holds.
+
+    Command: `vitkit finetune DATA --from CHECKPOINT [--image-size 384]`
 
     As the paper's Table 4 (SGD with momentum, no weight decay, cosine, clipping at 1, 500 steps for
-    small sets), at a batch that a laptop holds.
+    small sets), but for the batch.
     """
     return TrainConfig(
         recipe="quickstart",

@@ -1,4 +1,4 @@
-"""What the table of recipes says of each, and the data that they were written for. No torch here."""
+"""What the table of recipes says of each, and the data they were written for. No torch here."""
 
 from __future__ import annotations
 

@@ -43,11 +43,22 @@ SMALL_SIDE = 96  # pixels; below it images are read at 128, else at 480
 def table4_imagenet(facts: DataFacts, model: str, image_size: tuple[int, int]) -> TrainConfig:
     """ImageNet, 20,000 steps at 384 pixels: Table 4, row 1. Left out to choose by: 1 %.
 
-    COST
+    Command: `vitkit finetune DATA --from CHECKPOINT --recipe table4-imagenet`
 
-    Expected: after jft-vit-* 80.73 to 88.04 %, after i21k-vit-* 80.99 to 85.15 %, after imagenet-vit
-    71.16 to 77.91 % (Table 5). After ImageNet-21k by the authors' public code, without dropout: B/16
-    84.53 %, B/32 81.66 %, L/16 84.47 %, L/32 81.89 % (vision_transformer's README.md).
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-B/32    0.801    0.377
+        ViT-B/16     3.41      1.6
+        ViT-L/32     2.78     1.31
+        ViT-L/16     11.7     5.52
+        ViT-H/14     30.9     14.6
+
+    Expected: after jft-vit-* 80.73 to 88.04 %, after i21k-vit-* 80.99 to 85.15 %, after
+    imagenet-vit 71.16 to 77.91 % (Table 5). After ImageNet-21k by the authors' public code, without
+    dropout: B/16 84.53 %, B/32 81.66 %, L/16 84.47 %, L/32 81.89 % (vision_transformer's
+    README.md).
+
+    Measured: not here.
     """
     return finetuning("table4-imagenet", facts, model, steps=20_000, warmup=500)
 
@@ -55,10 +66,20 @@ def table4_imagenet(facts: DataFacts, model: str, image_size: tuple[int, int]) -
 def table4_cifar(facts: DataFacts, model: str, image_size: tuple[int, int]) -> TrainConfig:
     """CIFAR-10 and CIFAR-100, 10,000 steps at 384 pixels: Table 4, rows 2 and 3. Left out: 2 %.
 
-    COST
+    Command: `vitkit finetune DATA --from CHECKPOINT --recipe table4-cifar`
 
-    Expected, CIFAR-10 and -100: after jft-vit-h14 99.50 and 94.55 %, after i21k-vit-b with B/16 98.95
-    and 91.67 % (Table 5); by the authors' public code 99.02 and 92.06 % (README.md).
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-B/32    0.401    0.189
+        ViT-B/16      1.7    0.802
+        ViT-L/32     1.39    0.654
+        ViT-L/16     5.87     2.76
+        ViT-H/14     15.5     7.28
+
+    Expected, CIFAR-10 and -100: after jft-vit-h14 99.50 and 94.55 %, after i21k-vit-b with B/16
+    98.95 and 91.67 % (Table 5); by the authors' public code 99.02 and 92.06 % (README.md).
+
+    Measured: not here.
     """
     return finetuning("table4-cifar", facts, model, steps=10_000, warmup=500)
 
@@ -66,10 +87,20 @@ def table4_cifar(facts: DataFacts, model: str, image_size: tuple[int, int]) -> T
 def table4_flowers_pets(facts: DataFacts, model: str, image_size: tuple[int, int]) -> TrainConfig:
     """Oxford Pets and Flowers-102, 500 steps at 384 pixels: Table 4, rows 4 and 5. Left out: 10 %.
 
-    COST
+    Command: `vitkit finetune DATA --from CHECKPOINT --recipe table4-flowers-pets`
 
-    Expected, Flowers and Pets: after jft-vit-h14 99.68 and 97.56 %, after i21k-vit-b with B/16 99.38
-    and 94.43 % (Table 5).
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-B/32     0.02  0.00943
+        ViT-B/16   0.0852   0.0401
+        ViT-L/32   0.0695   0.0327
+        ViT-L/16    0.293    0.138
+        ViT-H/14    0.773    0.364
+
+    Expected, Flowers and Pets: after jft-vit-h14 99.68 and 97.56 %, after i21k-vit-b with B/16
+    99.38 and 94.43 % (Table 5).
+
+    Measured: not here.
     """
     return finetuning("table4-flowers-pets", facts, model, steps=500, warmup=50)
 
@@ -79,10 +110,20 @@ def table4_vtab(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Tr
 
     One learning rate, 0.01, and nothing to choose.
 
-    COST
+    Command: `vitkit finetune DATA --from CHECKPOINT --recipe table4-vtab`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-B/32      0.1   0.0471
+        ViT-B/16    0.426      0.2
+        ViT-L/32    0.348    0.164
+        ViT-L/16     1.47     0.69
+        ViT-H/14     3.87     1.82
 
     Expected, mean of the 19 tasks: after jft-vit-h14 77.63 %, after jft-vit-l16 76.28 %, after
     i21k-vit-l 72.72 % (Table 2).
+
+    Measured: not here.
     """
     return finetuning("table4-vtab", facts, model, steps=2_500, warmup=500, learning_rate=0.01)
 
@@ -92,10 +133,17 @@ def table2_imagenet(facts: DataFacts, model: str, image_size: tuple[int, int]) -
 
     All else is table4-imagenet (section 4.1, "Training & Fine-tuning").
 
-    COST
+    Command: `vitkit finetune DATA --from CHECKPOINT --recipe table2-imagenet`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        ViT-L/16     22.2     10.5
+        ViT-H/14     62.5     29.4
 
     Expected: 88.55 % after jft-vit-h14, 87.76 % after jft-vit-l16, 85.30 % after i21k-vit-l
     (Table 2).
+
+    Measured: not here.
     """
     side = 518 if model == "ViT-H/14" else 512
     return finetuning(
@@ -112,10 +160,24 @@ def bit_hyperrule(facts: DataFacts, model: str, image_size: tuple[int, int]) -> 
     those of big_transfer's bit_hyperrule.py; not of ViT's paper, which tries it for BiT as well
     (appendix B.1.1).
 
-    COST
+    Command: `vitkit finetune DATA --from CHECKPOINT --recipe bit-hyperrule`
+
+    Cost in exaFLOPs and TPUv3-core-days:
+
+        BiT-R50x1      1.13    0.543
+        BiT-R50x2      4.47     2.14
+        BiT-R50x3        10     4.79
+        BiT-R101x1     2.16     1.04
+        BiT-R101x3     19.2     9.22
+        BiT-R152x1     3.18     1.53
+        BiT-R152x2     12.7     6.08
+        BiT-R152x4     50.5     24.3
+        BiT-R200x3     37.2     17.8
 
     Expected, after pre-training on ImageNet-21k (BiT-M): ImageNet 80.68 % for R50x1, 85.15 % for
     R152x2; CIFAR-10 and -100 97.4 and 86.6 % for R50x1 (big_transfer's README.md).
+
+    Measured: not here.
     """
     steps, warmup, stairs, mixup = next(row[1:] for row in HYPERRULE if facts.images < row[0])
     before, side = (160, 128) if facts.side < SMALL_SIDE else (512, 480)

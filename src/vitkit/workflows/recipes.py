@@ -15,6 +15,14 @@ from vitkit.training.config import TrainConfig, flat
 from vitkit.workflows.plan import length, seconds_on
 from vitkit.workflows.pretrain import net_config
 
+HEAD = (
+    "Written by `vitkit recipes -o docs/recipes.md`; `vitkit recipes NAME` shows one. A recipe is "
+    "a function in `src/vitkit/recipes/`; any setting is overridden by its name "
+    "(`--optimizer.weight-decay 0.03`). Costs are those of `vitkit plan --recipe NAME "
+    "--accelerator TPUv3`: exaFLOPs as the paper's Table 6 counts them, days of a TPUv3 core at an "
+    "assumed 40 % of its peak. Expected results are what the named source states; a result is "
+    "measured only where it says so."
+)
 CHIP = "TPUv3"  # a core of it: the paper counts its days
 # Groups and fields that say how a machine is used, not what is computed.
 ASIDE = ("data.", "guard.", "engine.", "threads", "precision", "evaluate_every", "save_", "log_",
@@ -106,12 +114,7 @@ def page() -> str:
     lines = [
         "# Recipes",
         "",
-        "Written by `vitkit recipes -o docs/recipes.md`; `vitkit recipes NAME` shows one. A recipe is "
-        "a function in `src/vitkit/recipes/`; any setting is overridden by its name "
-        "(`--optimizer.weight-decay 0.03`). Costs are those of `vitkit plan --recipe NAME "
-        "--accelerator TPUv3`: exaFLOPs as the paper's Table 6 counts them, days of a TPUv3 core at "
-        "an assumed 40 % of its peak. Expected results are what the named source states; a result "
-        "is measured only where it says so.",
+        textwrap.fill(HEAD, 100, break_on_hyphens=False),
         "",
         "| recipe | verb | what for | length |",
         "| --- | --- | --- | --- |",
