@@ -37,6 +37,7 @@ def test_options_in_the_commands_of_the_docs_exist(page):
     known = {
         "demo": words.Demo(),
         "models": words.Models(),
+        "recipes": words.Recipes(),
         "convert": words.Convert(),
         "pretrain": words.Pretrain(),
         "finetune": words.Finetune(),
@@ -60,4 +61,4 @@ def test_options_in_the_commands_of_the_docs_exist(page):
 def test_every_recipe_tells_its_command():
     for verb, recipes in (("pretrain", PRETRAIN), ("finetune", FINETUNE)):
         for recipe in recipes.values():
-            assert f"vitkit {verb} DATA" in (recipe.__doc__ or "")
+            assert f"vitkit {verb} DATA" in (recipe.make.__doc__ or "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
 from vitkit.cli_data import data
+from vitkit.cli_recipes import show_recipes
 from vitkit.cli_sweep import check_words, sweep
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, VitkitError, named
@@ -45,10 +46,11 @@ HELP = """vitkit: the Vision Transformer, complete.
 
   vitkit demo                                the whole story on real images in about a minute
   vitkit models                              every net: parameters, FLOPs, weights
+  vitkit recipes [NAME]                      the papers' recipes: settings, costs, results
   vitkit convert IN OUT --to FORMAT          a checkpoint to bundle, npz, timm, hf, torchvision
   vitkit pretrain DATA                       train a net from random weights
   vitkit finetune DATA --from CHECKPOINT     train a checkpoint on other classes
-  vitkit plan --model NAME                   memory, time and cost, before anything runs
+  vitkit plan --recipe NAME                  memory, time and cost, before anything runs
   vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
   vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
   vitkit data check|stats|dedup|split|index  bad images, duplicates, leaks, splits, an index
@@ -189,14 +191,15 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 
 def pretrain(argv: list[str]) -> Any:
-    words = parse(Pretrain(config=recipes.PRETRAIN["quickstart"](DataFacts())), "pretrain", argv)
+    words = parse(Pretrain(config=recipes.pretraining("quickstart", DataFacts())), "pretrain", argv)
     require(words.data, "pretrain", "DATA, images as docs/data.md lists them, or 'digits'")
-    named("recipe", words.config.recipe, recipes.PRETRAIN)
+    name, model = words.config.recipe, asked_net(words, argv)
+    recipes.pretraining(name, DataFacts(), model, words.any_net)  # refused before data are opened
     from vitkit.workflows import pretrain as workflow
     from vitkit.workflows.task import open_task
 
     task = open_task(words.data, words.config.data)
-    recipe = workflow.recipe_config(task, words.config.recipe)
+    recipe = workflow.recipe_config(task, name, model, words.any_net)
     words = with_length(parse(Pretrain(config=recipe), "pretrain", argv), argv)
     check_gpus(words)
     if words.gpus and not words.dry_run and alone():
@@ -212,7 +215,7 @@ def pretrain(argv: list[str]) -> Any:
 
 
 def finetune(argv: list[str]) -> Any:
-    shown = recipes.FINETUNE["quickstart"](DataFacts(), "ViT-B/16", (224, 224))
+    shown = recipes.finetuning("quickstart", DataFacts(), recipes.USUAL_NET, (224, 224))
     words = parse(Finetune(config=shown), "finetune", argv)
     require(words.data, "finetune", "DATA, images as docs/data.md lists them, or 'digits'")
     require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or a file of weights")
@@ -224,7 +227,7 @@ def finetune(argv: list[str]) -> Any:
 
     task, model = open_task(words.data, words.config.data), load(words.checkpoint)
     say_assumed(model)
-    recipe = workflow.recipe_config(task, words.config.recipe, model)
+    recipe = workflow.recipe_config(task, words.config.recipe, model, words.any_net)
     words = with_length(parse(Finetune(config=recipe), "finetune", argv), argv)
     check_gpus(words)
     if words.gpus and not words.dry_run and alone():
@@ -238,6 +241,11 @@ def finetune(argv: list[str]) -> Any:
         device=words.device,
     )  # fmt: skip
     return finished(words, run, f"vitkit predict {run.folder} IMAGES/ -o predictions.csv")
+
+
+def asked_net(words: Pretrain | Plan, argv: list[str]) -> str | None:
+    """The net that the words name; None leaves it to the recipe."""
+    return words.config.model if "--model" in argv else None
 
 
 def check_gpus(words: Pretrain) -> None:
@@ -314,8 +322,8 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
 
 
 def plan(argv: list[str]) -> Any:
-    words = parse(Plan(config=recipes.PRETRAIN["quickstart"](DataFacts())), "plan", argv)
-    named("recipe", words.config.recipe, recipes.PRETRAIN)
+    words = parse(Plan(config=recipes.pretraining("quickstart", DataFacts())), "plan", argv)
+    name = named("recipe", words.config.recipe, recipes.PRETRAIN | recipes.FINETUNE)
     for name in ("images", "classes", "gpus"):
         value = getattr(words, name)
         if value is not None and value < 1:
@@ -327,7 +335,8 @@ def plan(argv: list[str]) -> Any:
     from vitkit.workflows.pretrain import net_config
     from vitkit.workflows.task import open_task
 
-    given = DataFacts()
+    verb = "pretrain" if name in recipes.PRETRAIN else "finetune"
+    given = (recipes.PRETRAIN if verb == "pretrain" else recipes.FINETUNE)[name].data or DataFacts()
     facts = replace(
         given, images=words.images or given.images, classes=words.classes or given.classes
     )
@@ -335,7 +344,7 @@ def plan(argv: list[str]) -> Any:
         facts = open_task(words.data, words.config.data).facts()
     elif "--image-size" in argv:
         facts = replace(facts, side=words.config.image_size[0])
-    recipe = recipes.PRETRAIN[words.config.recipe](facts)
+    recipe = recipes.planning(name, facts, asked_net(words, argv), words.any_net)
     words = with_length(parse(Plan(config=recipe), "plan", argv), argv)
     net = net_config(words.config, facts.classes)
     found = plan(
@@ -344,7 +353,9 @@ def plan(argv: list[str]) -> Any:
     )  # fmt: skip
     print("\n".join(lines(found)))
     print_memory(found)
-    print(f'Next: vitkit pretrain DATA --model "{words.config.model}"')
+    how = "" if name == "quickstart" else f" --recipe {name}"
+    how += " --from CHECKPOINT" if verb == "finetune" else f' --model "{words.config.model}"'
+    print(f"Next: vitkit {verb} DATA{how}")
     return words, found
 
 
@@ -438,6 +449,7 @@ def doctor(argv: list[str]) -> Any:
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "demo": demo,
     "models": models,
+    "recipes": show_recipes,
     "convert": convert,
     "pretrain": pretrain,
     "finetune": finetune,

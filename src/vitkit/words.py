@@ -59,6 +59,16 @@ class Models(Common):
 
 
 @dataclass(frozen=True)
+class Recipes(Common):
+    """List the recipes, or show one: what it is for, its settings, its cost, what to expect."""
+
+    name: Annotated[str, tyro.conf.Positional, shown("[NAME]")] = ""
+    """A recipe; without it all are listed."""
+    out: Annotated[str | None, shown("FILE.md", aliases=["-o"])] = None
+    """Write a page of all recipes there."""
+
+
+@dataclass(frozen=True)
 class Convert(Common):
     """Write a checkpoint of any known format in another one; docs/checkpoints.md lists them."""
 
@@ -78,8 +88,8 @@ class Convert(Common):
 
 @dataclass(frozen=True)
 class Pretrain(Computing):
-    """Train a net from random weights. The recipe's defaults follow the data; shown are those
-    for 50,000 images of 224 pixels."""
+    """Train a net from random weights by a recipe: `vitkit recipes`. Its defaults follow the data;
+    shown are quickstart's for 50,000 images of 224 pixels."""
 
     data: Data = ()
     """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
@@ -92,12 +102,15 @@ class Pretrain(Computing):
     Several machines: docs/scale.md."""
     dry_run: bool = False
     """Print the resolved config and the plan, and stop."""
+    any_net: bool = False
+    """Take a recipe for a net that it was not written for."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True)
 class Finetune(Pretrain):
-    """Train a checkpoint on other classes, at another resolution if wanted."""
+    """Train a checkpoint on other classes, at another resolution if wanted, by a recipe: `vitkit
+    recipes`. Shown are quickstart's defaults."""
 
     out: Text = None
     """The run directory; by default runs/finetune, with --sweep runs/sweep. A number is added where
@@ -118,17 +131,19 @@ class Plan(Computing):
     """Tell what a training run will take: memory by part, time, cost, disk."""
 
     data: Data = ()
-    """As for pretrain: docs/data.md; without it --images and --classes tell."""
+    """As for pretrain: docs/data.md; without it the data that the recipe was written for."""
     images: Annotated[int | None, shown("INT")] = None
-    """Images to train on, where no DATA is given; by default 50,000."""
+    """Images to train on, where no DATA is given; by default the recipe's, of quickstart 50,000."""
     classes: Annotated[int | None, shown("INT")] = None
-    """Classes, where no DATA is given; by default 1,000."""
+    """Classes, where no DATA is given; by default the recipe's, of quickstart 1,000."""
     gpus: int = 1
     """Processes, a device each."""
     accelerator: Text = None
     """Plan for one by name (H100, A100-80, RTX-4090, ...) instead of for this machine."""
     probe: bool = True
     """Take steps for some seconds to tell the time; --no-probe does not."""
+    any_net: bool = False
+    """Take a recipe for a net that it was not written for."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 

@@ -20,8 +20,8 @@ ANY = object()  # of a field: every value can be represented
 # named must have its default. (Fixed positions are written as if they were learned.)
 PLAIN_VIT = {
     "patch": ANY, "width": ANY, "depth": ANY, "heads": ANY, "mlp_width": ANY, "classes": ANY,
-    "image_size": ANY, "dropout": ANY, "head_bias": ANY, "pooling": ("token",),
-    "positions": ("1d", "sincos2d"),
+    "image_size": ANY, "dropout": ANY, "stochastic_depth": ANY, "head_bias": ANY,
+    "pooling": ("token",), "positions": ("1d", "sincos2d"),
 }  # fmt: skip
 
 

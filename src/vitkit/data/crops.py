@@ -1,4 +1,4 @@
-"""The random crop that the paper trains with: where it lies, and images cropped, one or a batch."""
+"""The random crops that the paper trains with: where they lie, and images cropped, one or many."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import floor, sqrt
+from typing import Literal
 
 import numpy as np
 import torch
@@ -75,16 +76,32 @@ def inception_box(
     return floor(top * (height - size[0] + 1)), floor(left * (width - size[1] + 1)), *size
 
 
+def similar_boxes(draws: np.ndarray, sizes: np.ndarray, area: tuple[float, float]) -> np.ndarray:
+    """Random crops (B, 4) of top, left, height, width, from draws (B, DRAWS) in [0, 1).
+
+    They have the aspect of their images, whose heights and widths are `sizes` (B, 2), and a share
+    of the area that is uniform in the range, and lie anywhere inside; all in fractions of pixels.
+    With a share of 0.64 it is what BiT's input_pipeline_tf2_or_jax.py takes of an image: 128 x 128
+    of it resized to 160 x 160.
+    """
+    share = area[0] + draws[:, :1] * (area[1] - area[0])
+    size = sizes * np.sqrt(share)
+    place = draws[:, 2 * TRIES : 2 * TRIES + 2] * (sizes - size)
+    return np.concatenate([place, size], axis=1)
+
+
 @dataclass(frozen=True)
 class RandomCrop:
-    """What becomes of an image in training: an inception crop, resized, every second one mirrored.
+    """What becomes of an image in training: a random crop, resized, every second one mirrored.
 
-    A pure function of the seed and the image's place in the stream.
+    The crop is an inception crop, or one with the image's own aspect. A pure function of the seed
+    and the image's place in the stream.
     """
 
     image_size: tuple[int, int]  # (height, width) that comes out, pixels
     crop_area: tuple[float, float] = (0.05, 1.0)
     flip: bool = True
+    aspect: Literal["varied", "kept"] = "varied"
 
     def draws(self, seed: int, positions: np.ndarray) -> np.ndarray:
         """(B, DRAWS), of which `crop` takes a row; `positions` (B,) lie close to each other."""
@@ -92,6 +109,9 @@ class RandomCrop:
 
     def crop(self, image: Tensor, draws: np.ndarray) -> Tensor:
         """uint8 (3, H, W) of any size and draws (DRAWS,) -> uint8 (3, *image_size)."""
+        if self.aspect == "kept":
+            rows, columns = self.places(draws[None], *image.shape[1:])
+            return taken(image, *(placed(numbers[0], image.device) for numbers in (rows, columns)))
         numbers, (height, width) = draws.tolist(), image.shape[1:]
         top, left, height, width = inception_box(numbers, height, width, self.crop_area)
         cut = resized(image[:, top : top + height, left : left + width], self.image_size)
@@ -100,20 +120,29 @@ class RandomCrop:
     def crop_batch(self, images: Tensor, draws: np.ndarray) -> Tensor:
         """The same for uint8 (B, 3, H, W) of one size on any device, with draws (B, DRAWS).
 
-        About one value in six differs by 1 from `crop`'s: torch resizes uint8 in whole numbers.
+        With a varied aspect about one value in six differs by 1 from `crop`'s: torch resizes uint8
+        in whole numbers.
         """
-        height, width = images.shape[-2:]
-        sizes = np.broadcast_to(np.array([[height, width]]), (len(images), 2))
-        boxes = inception_boxes(draws, sizes, self.crop_area)
-        rows = sampling(boxes[:, 0], boxes[:, 2], self.image_size[0])
-        columns = sampling(boxes[:, 1], boxes[:, 3], self.image_size[1])
-        mirrored = (draws[:, -1] < MIRRORED) & self.flip
-        columns[mirrored] = columns[mirrored, ::-1]
+        rows, columns = self.places(draws, *images.shape[-2:])
         rows, columns = (placed(numbers, images.device) for numbers in (rows, columns))
         results = images.new_empty((len(images), 3, *self.image_size))
         for part in parts(images, CACHED):
             results[part] = interpolated(images[part], rows[part], columns[part])
         return results
+
+    def places(self, draws: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws (B, DRAWS) -> the rows (B, h) and columns (B, w) of images of this size that the
+        new ones lie on."""
+        sizes = np.broadcast_to(np.array([[height, width]]), (len(draws), 2))
+        if self.aspect == "kept":
+            boxes, within = similar_boxes(draws, sizes, self.crop_area), (height, width)
+        else:
+            boxes, within = inception_boxes(draws, sizes, self.crop_area), (None, None)
+        rows = sampling(boxes[:, 0], boxes[:, 2], self.image_size[0], within[0])
+        columns = sampling(boxes[:, 1], boxes[:, 3], self.image_size[1], within[1])
+        mirrored = (draws[:, -1] < MIRRORED) & self.flip
+        columns[mirrored] = columns[mirrored, ::-1]
+        return rows, columns
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -127,16 +156,23 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], size, mode="bilinear")[0]
 
 
-def sampling(start: np.ndarray, length: np.ndarray, new: int) -> np.ndarray:
+def sampling(
+    start: np.ndarray, length: np.ndarray, new: int, within: int | None = None
+) -> np.ndarray:
     """(B, new): the old pixel, a fraction, that each new one of a crop lies on; half-pixel centres.
 
-    `start` and `length` (B,) are those of the crop along one side, which is not left. In whole
+    `start` and `length` (B,) are those of the crop along one side, which is not left; or, with
+    `within`, what is not left is the image of so many pixels, as if it had been resized before the
+    crop. In whole
     256ths, so that the products of `interpolated` are exact in float32, whatever the order of
     their sums: an image comes out the same in any batch and on any device.
     """
     scale = length[:, None] / new
     inside = (np.arange(new) + 0.5) * scale - 0.5
-    places = start[:, None] + np.clip(inside, 0, length[:, None] - 1)
+    if within is None:
+        places = start[:, None] + np.clip(inside, 0, length[:, None] - 1)
+    else:
+        places = np.clip(start[:, None] + inside, 0, within - 1)
     return np.rint(places * 256) / 256
 
 
@@ -156,6 +192,22 @@ def interpolated(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         mixed = torch.bmm(torch.bmm(left, pixels).view(batch, -1, old_width), right)  # (B, 3h, w)
     mixed = mixed.round_().view(batch, rows.shape[1], 3, columns.shape[1])
     return mixed.permute(0, 2, 1, 3)
+
+
+def taken(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same for one image (3, H, W), to the bit: uint8 (3, h, w), with rows (h,), columns (w,).
+
+    A product would read each pixel of a large image for each new row.
+    """
+
+    def between(pixels: Tensor, places: Tensor, dim: int) -> Tensor:
+        before = places.long()
+        after = (before + 1).clamp(max=pixels.shape[dim] - 1)
+        share = places - before if dim == 2 else (places - before)[:, None]
+        first, second = (pixels.index_select(dim, n).float() for n in (before, after))
+        return first * (1 - share) + second * share
+
+    return between(between(image, rows, 1), columns, 2).round_().to(torch.uint8)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitkit.models.attend import attend
+from vitkit.models.stochastic_depth import depth_rate, kept_of_some
 from vitkit.models.vit_config import nearest
 from vitkit.values import settle
 
@@ -99,10 +100,7 @@ class T2TViT(nn.Module):
         # Fixed, but kept with the weights: a published net may have come from another image size.
         self.register_buffer("position_embedding", sinusoids(config.tokens, config.width))
         self.dropout = nn.Dropout(config.dropout)
-        rates = [
-            config.stochastic_depth * i / max(1, config.depth - 1) for i in range(config.depth)
-        ]
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
         self.initialise()
@@ -284,25 +282,21 @@ def without_autocast(device_type: str) -> AbstractContextManager:
 class Block(nn.Module):
     """Section 3.2: pre-norm self-attention and MLP, each with a residual connection."""
 
-    def __init__(self, config: T2TConfig, stochastic_depth: float) -> None:
+    def __init__(self, config: T2TConfig, layer: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.attention = Attention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.mlp = Mlp(config.width, config.mlp_width, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
-        self.stochastic_depth = stochastic_depth
+        self.stochastic_depth = depth_rate(config.stochastic_depth, layer, config.depth)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = x + self.some_of(self.dropout(self.attention(self.norm1(x))))
-        return x + self.some_of(self.dropout(self.mlp(self.norm2(x))))
+        x = x + self.dropped(self.attention(self.norm1(x)))
+        return x + self.dropped(self.mlp(self.norm2(x)))
 
-    def some_of(self, branch: Tensor) -> Tensor:
-        """In training: zeros for a random share of the images, the rest scaled up in its place."""
-        if not self.training or self.stochastic_depth == 0:
-            return branch
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.stochastic_depth
-        return branch * (kept / (1 - self.stochastic_depth)).to(branch.dtype)
+    def dropped(self, branch: Tensor) -> Tensor:
+        return kept_of_some(self.dropout(branch), self.stochastic_depth, self.training)
 
 
 class Attention(nn.Module):

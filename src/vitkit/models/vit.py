@@ -21,6 +21,7 @@ from vitkit.models.initialise import lecun_normal_
 from vitkit.models.positions import sincos_2d
 from vitkit.models.resnet_stem import ResNetStem
 from vitkit.models.restricted import attend_within, parse_pattern
+from vitkit.models.stochastic_depth import depth_rate, kept_of_some
 from vitkit.models.vit_config import ViTConfig
 
 
@@ -223,14 +224,18 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.stochastic_depth = depth_rate(config.stochastic_depth, layer, config.depth)
         self.scale1 = self.scale2 = None  # LayerScale (arXiv 2103.17239)
         if config.layer_scale is not None:
             self.scale1 = nn.Parameter(torch.full((config.width,), config.layer_scale))
             self.scale2 = nn.Parameter(torch.full((config.width,), config.layer_scale))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = x + self.dropout(scaled(self.attention(self.norm1(x)), self.scale1))
-        return x + self.dropout(scaled(self.mlp(self.norm2(x)), self.scale2))
+        x = x + self.dropped(scaled(self.attention(self.norm1(x)), self.scale1))
+        return x + self.dropped(scaled(self.mlp(self.norm2(x)), self.scale2))
+
+    def dropped(self, branch: Tensor) -> Tensor:
+        return kept_of_some(self.dropout(branch), self.stochastic_depth, self.training)
 
 
 def scaled(x: Tensor, scale: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ PositionsAt = Literal["stem", "layers", "layers-shared"]
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The architecture of one Vision Transformer; nothing about how it is trained but dropout.
+    """The architecture of one Vision Transformer; of how it is trained only what is dropped.
 
     Raises ValueError, one sentence, where no net can be of these values.
     """
@@ -39,6 +39,7 @@ class ViTConfig:
     gelu: Literal["tanh", "erf"] = "tanh"  # the authors' Flax code uses the tanh approximation
     norm_eps: float = NORM_EPS
     dropout: float = 0.0  # after every dense layer but q, k, v, and after the positions
+    stochastic_depth: float = 0.0  # of the last block, from 0 in the first
     head_bias: float = 0.0  # initial bias of the head; the authors take -10 for sigmoid losses
     mlp: Literal["gelu", "swiglu"] = "gelu"
     norm_after_pool: bool = False  # the final norm reads what was pooled: MAE's fc_norm
@@ -79,8 +80,9 @@ class ViTConfig:
                 f"image size {height}x{width} is not a multiple of the patch size {self.cell}; "
                 f"the nearest that is: {nearest(height, self.cell)}x{nearest(width, self.cell)}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        for name in ("dropout", "stochastic_depth"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         for name in ("norm_eps", "stem_norm_eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")

@@ -1,6 +1,127 @@
-"""Recipes by name: typed functions from facts about the data to a TrainConfig. No torch here."""
+"""Recipes by name: typed functions from facts about the data to a TrainConfig. No torch here.
 
-from vitkit.recipes import quickstart
+docs/recipes.md, which `vitkit recipes -o` writes, has what each is for, costs and reaches.
+"""
 
-PRETRAIN = {"quickstart": quickstart.pretrain}
-FINETUNE = {"quickstart": quickstart.finetune}
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitkit.data.facts import DataFacts
+from vitkit.errors import UsageError, named
+from vitkit.models.variants import VARIANTS, variant
+from vitkit.recipes import augreg, big_vision, paper, quickstart, transfer
+from vitkit.recipes.recipe import CIFAR_100, IMAGENET, IMAGENET_21K, JFT, PETS, VTAB, Recipe
+from vitkit.training.config import TrainConfig
+
+USUAL_NET = "ViT-B/16"  # of a plan by a recipe for any net
+BIT = tuple(name for name, row in VARIANTS.items() if row.kind == "BiT")
+
+# fmt: off
+PRETRAIN = {
+    "quickstart": Recipe(quickstart.pretrain),
+    # The paper's Table 3, row by row.
+    "jft-vit-b": Recipe(paper.jft_vit_b, ("ViT-B/32", "ViT-B/16"), JFT),
+    "jft-vit-l32": Recipe(paper.jft_vit_l32, ("ViT-L/32",), JFT),
+    "jft-vit-l16": Recipe(paper.jft_vit_l16, ("ViT-L/16",), JFT),
+    "jft-vit-h14": Recipe(paper.jft_vit_h14, ("ViT-H/14",), JFT),
+    "jft-bit-r50": Recipe(paper.jft_bit_r50, ("BiT-R50x1", "BiT-R50x2"), JFT),
+    "jft-bit-r101": Recipe(paper.jft_bit_r101, ("BiT-R101x1",), JFT),
+    "jft-bit-r152": Recipe(paper.jft_bit_r152, ("BiT-R152x1", "BiT-R152x2"), JFT),
+    "jft-hybrid-b": Recipe(paper.jft_hybrid_b, ("R50+ViT-B/32", "R50+ViT-B/16"), JFT),
+    "jft-hybrid-l32": Recipe(paper.jft_hybrid_l32, ("R50+ViT-L/32",), JFT),
+    "jft-hybrid-l16": Recipe(paper.jft_hybrid_l16, ("R50+ViT-L/16",), JFT),
+    "i21k-vit-b": Recipe(paper.i21k_vit_b, ("ViT-B/16", "ViT-B/32"), IMAGENET_21K),
+    "i21k-vit-l": Recipe(paper.i21k_vit_l, ("ViT-L/16", "ViT-L/32"), IMAGENET_21K),
+    "imagenet-vit": Recipe(
+        paper.imagenet_vit, ("ViT-B/16", "ViT-B/32", "ViT-L/16", "ViT-L/32"), IMAGENET),
+    # By the same authors, later.
+    "augreg-i21k": Recipe(augreg.augreg_i21k, tuple(augreg.I21K), IMAGENET_21K),
+    "augreg-imagenet": Recipe(augreg.augreg_imagenet, tuple(augreg.IMAGENET), IMAGENET),
+    "big-vision-s16": Recipe(big_vision.big_vision_s16, ("ViT-S/16",), IMAGENET),
+}
+FINETUNE = {
+    "quickstart": Recipe(quickstart.finetune),
+    # The paper's Table 4, and what Table 2 does otherwise.
+    "table4-imagenet": Recipe(
+        transfer.table4_imagenet, (), IMAGENET, transfer.IMAGENET_RATES,
+        transfer.FURTHER_IMAGENET_RATES, 0.01),
+    "table4-cifar": Recipe(transfer.table4_cifar, (), CIFAR_100, transfer.RATES, (), 0.02),
+    "table4-flowers-pets": Recipe(
+        transfer.table4_flowers_pets, (), PETS, transfer.RATES, (), 0.1),
+    "table4-vtab": Recipe(transfer.table4_vtab, (), VTAB, (0.01,)),
+    "table2-imagenet": Recipe(
+        transfer.table2_imagenet, ("ViT-L/16", "ViT-H/14"), IMAGENET, transfer.IMAGENET_RATES,
+        transfer.FURTHER_IMAGENET_RATES, 0.01),
+    "bit-hyperrule": Recipe(transfer.bit_hyperrule, BIT, IMAGENET),
+}
+# fmt: on
+
+
+def pretraining(
+    name: str, facts: DataFacts, model: str | None = None, any_net: bool = False
+) -> TrainConfig:
+    """A recipe for training from nothing; without `model` it is the recipe's first net.
+
+    Raises UsageError for an unknown recipe or net, and for a net that the recipe was not written
+    for unless `any_net`.
+    """
+    recipe = PRETRAIN[named("recipe", name, PRETRAIN)]
+    if model is not None:
+        variant(model)
+        check_net(name, recipe, model, any_net)
+    return recipe.make(facts, model)
+
+
+def finetuning(
+    name: str, facts: DataFacts, model: str, image_size: tuple[int, int], any_net: bool = False
+) -> TrainConfig:
+    """A recipe for a checkpoint of this net and image size; UsageError as for `pretraining`."""
+    recipe = FINETUNE[named("recipe", name, FINETUNE)]
+    check_net(name, recipe, model, any_net)
+    return recipe.make(facts, model, image_size)
+
+
+def planning(
+    name: str, facts: DataFacts, model: str | None = None, any_net: bool = False
+) -> TrainConfig:
+    """A recipe of either kind, for a plan; without `model` of its first net."""
+    if named("recipe", name, {**PRETRAIN, **FINETUNE}) in PRETRAIN:
+        return pretraining(name, facts, model, any_net)
+    first = next(iter(FINETUNE[name].nets), USUAL_NET)
+    net = variant(model or first) and (model or first)
+    return finetuning(name, facts, net, (224, 224), any_net)
+
+
+def candidates(
+    name: str, facts: DataFacts, model: str, image_size: tuple[int, int], any_net: bool = False
+) -> list[tuple[str, TrainConfig]]:
+    """What a fine-tuning recipe's authors choose among, each with a label; none for some recipes.
+
+    The learning rates, for ResNets and hybrids with those that are added, and for BiT nets its
+    HyperRule (appendix B.1.1). `FINETUNE[name].dev_share` is the share that they choose by.
+    """
+    config = finetuning(name, facts, model, image_size, any_net)
+    recipe = FINETUNE[name]
+    is_bit = model.startswith("BiT")
+    has_resnet = is_bit or model.startswith("R")  # R+ViT, R26+ViT, R50+ViT
+    rates = recipe.learning_rates + (recipe.further_rates if has_resnet else ())
+    found = [
+        (
+            f"learning rate {rate:g}",
+            replace(config, optimizer=replace(config.optimizer, learning_rate=rate)),
+        )
+        for rate in rates
+    ]
+    if rates and is_bit:
+        found.append(("bit-hyperrule", transfer.bit_hyperrule(facts, model, image_size)))
+    return found
+
+
+def check_net(name: str, recipe: Recipe, model: str, any_net: bool) -> None:
+    """UsageError for a net that a recipe was not written for."""
+    if recipe.nets and model not in recipe.nets and not any_net:
+        raise UsageError(
+            f"the recipe {name} was written for {' and '.join(recipe.nets)}, not for {model}; "
+            "give one of these, another recipe, or --any-net"
+        )

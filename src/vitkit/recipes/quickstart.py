@@ -8,16 +8,18 @@ from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfi
 CROP_AREA = (0.8, 1.0)  # short runs of small nets learn less from the 5 % of the paper
 
 
-def pretrain(facts: DataFacts) -> TrainConfig:
-    """Training from nothing: `vitkit pretrain DATA --recipe quickstart [--minutes 10]`.
+def pretrain(facts: DataFacts, model: str | None = None) -> TrainConfig:
+    """Training from nothing, of a net and for a time that a laptop has.
+
+    Command: `vitkit pretrain DATA --recipe quickstart [--minutes 10]`
 
     In minutes on a CPU what counts is the number of images seen, so the net is small for the image
     size. Costs and accuracies on CIFAR-10: docs/results.md; what was tried: docs/performance.md.
     """
-    model, side = net_for(facts.side)
+    fitting, side = net_for(facts.side)
     return TrainConfig(
         recipe="quickstart",
-        model=model,
+        model=model or fitting,
         image_size=(side, side),
         pooling="mean",
         epochs=30,
@@ -28,15 +30,17 @@ def pretrain(facts: DataFacts) -> TrainConfig:
             "adamw", learning_rate=1e-3, weight_decay=0.05, betas=(0.9, 0.95)
         ),
         schedule=ScheduleConfig("cosine", warmup_share=0.05),
-        augment=AugmentConfig(CROP_AREA, facts.flip_keeps_class),
+        augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
 
 
 def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> TrainConfig:
-    """Transfer of a trained net: `vitkit finetune DATA --from CHECKPOINT [--image-size 384]`.
+    """Transfer of a trained net at a batch that a laptop holds.
+
+    Command: `vitkit finetune DATA --from CHECKPOINT [--image-size 384]`
 
     As the paper's Table 4 (SGD with momentum, no weight decay, cosine, clipping at 1, 500 steps for
-    small sets), at a batch that a laptop holds.
+    small sets), but for the batch.
     """
     return TrainConfig(
         recipe="quickstart",
@@ -47,7 +51,7 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
         loss="sigmoid" if facts.multi_label else "softmax",
         optimizer=OptimizerConfig("sgd", learning_rate=0.03, weight_decay=0.0),
         schedule=ScheduleConfig("cosine", warmup_share=0.1),
-        augment=AugmentConfig(CROP_AREA, facts.flip_keeps_class),
+        augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
 
 

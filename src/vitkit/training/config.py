@@ -28,20 +28,26 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    kind: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls after the warm-up: to 0 (cosine) or to linear_end."""
+    kind: Literal["cosine", "linear", "stairs"] = "cosine"
+    """How the learning rate falls after the warm-up: to 0 (cosine), to linear_end, or by stairs."""
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises linearly from 0."""
     warmup_steps: int | None = None
     """The same as a number of steps; counts before warmup_share."""
     linear_end: float = 1e-5
     """Where the linear decay ends."""
+    stairs: tuple[float, ...] = (0.3, 0.6, 0.9)
+    """Shares of the steps after each of which the learning rate is divided by 10, with stairs;
+    those of BiT's HyperRule above 20,000 images."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     crop_area: tuple[float, float] = (0.05, 1.0)
     """Smallest and largest share of the area that a random crop takes."""
+    crop_aspect: Literal["varied", "kept"] = "varied"
+    """The crop's aspect: between 3/4 and 4/3, or the image's own; kept with a crop area of 0.64
+    0.64 it is BiT's resize to 160 and random crop of 128."""
     flip: bool = True
     """Mirror every second image; wrong where a mirrored image is another class."""
     level: Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] = "none"
@@ -123,17 +129,22 @@ class TrainConfig:
     """Everything that decides what a run computes; it is written to the run's config.json."""
 
     recipe: str = "custom"
-    """The recipe that this config came from."""
+    """The recipe that this config came from; `vitkit recipes` lists them."""
     model: str = "ViT-B/16"
     """The net by its name; `vitkit models` lists them."""
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels, written 384x256; one number is a square."""
     pooling: Literal["token", "mean", "map", "patch-mean", "token+mean"] = "token"
     """What a ViT's head reads: the class token, the mean of the patches, attention pooling, ..."""
+    positions: Literal["1d", "2d", "relative", "sincos2d", "none"] = "1d"
+    """A ViT's position embeddings: learned ones, relative ones, fixed sines and cosines, none."""
     hidden_head: bool = False
     """Put a hidden tanh layer before the head, as the paper does for pre-training."""
     dropout: float = 0.0
     """Dropout after every dense layer but q, k, v."""
+    stochastic_depth: float = 0.0
+    """Share of the images for which the last block's branches are left out in training; it grows
+    linearly from 0 at the first block."""
     head_bias: float = 0.0
     """First bias of the head; the authors take -10 with the sigmoid loss on 21,843 classes."""
     steps: int | None = None
@@ -156,6 +167,9 @@ class TrainConfig:
     """Decay of the Polyak average of the weights, which is then evaluated; 0 keeps none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the machine has fast bf16, fp32 elsewhere."""
+    evaluation_resize: Literal["direct", "crop"] = "direct"
+    """Images to evaluate on: resized straight to the image size, or (crop) their middle after a
+    resize of the shorter side to 8/7 of it. Fine-tuning keeps the checkpoint's way."""
     threads: int | None = None
     """Threads that load images, by default one a core, at most 16; they change no result."""
     evaluate_every: int | None = None
@@ -184,13 +198,16 @@ class TrainConfig:
 
 CHOICES = {
     "optimizer.name": ("adamw", "sgd"),
-    "schedule.kind": ("cosine", "linear"),
+    "schedule.kind": ("cosine", "linear", "stairs"),
+    "augment.crop_aspect": ("varied", "kept"),
     "augment.level": ("none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"),
     "data.decode": ("cpu", "cuda"),
     "data.keep": ("auto", "device", "disk", "none"),
     "pooling": ("token", "mean", "map", "patch-mean", "token+mean"),
+    "positions": ("1d", "2d", "relative", "sincos2d", "none"),
     "loss": ("softmax", "sigmoid"),
     "precision": ("auto", "fp32", "bf16"),
+    "evaluation_resize": ("direct", "crop"),
     "engine.compile": ("auto", "on", "off"),
     "engine.checkpointing": ("auto", "none", "selective", "full"),
     "engine.sharding": ("auto", "ddp", "fsdp", "hybrid"),
@@ -207,8 +224,9 @@ RANGES = {
                      "data.subset"), (0, math.inf, False)),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end",
                      "save_minutes", "guard.spike_factor", "engine.patience"), (0, 1e9, True)),
-    **dict.fromkeys(("dropout", "label_smoothing", "polyak", "schedule.warmup_share",
-                     "optimizer.momentum", "optimizer.betas"), (0, 0.9999999, True)),
+    **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "polyak",
+                     "schedule.warmup_share", "schedule.stairs", "optimizer.momentum",
+                     "optimizer.betas"), (0, 0.9999999, True)),
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
     **dict.fromkeys(("augment.erase", "data.balance"), (0, 1, True)),

@@ -23,7 +23,8 @@ BY_CHECKPOINT = "a checkpoint brings its own architecture"
 OTHER_IMAGES = "candidates are compared on the same images; run a sweep for each"
 AS_WELL = "it decides how a run is computed or recorded, not what it learns"
 NOT_SWEPT = {
-    **dict.fromkeys(("model", "pooling", "hidden_head"), BY_CHECKPOINT),
+    **dict.fromkeys(("model", "pooling", "positions", "hidden_head", "evaluation_resize"),
+                    BY_CHECKPOINT),
     **dict.fromkeys(("data.subset", "data.quarantine"), OTHER_IMAGES),
     **dict.fromkeys((*HARMLESS, "engine.compile", "data.keep", "data.decode", "evaluate_every"),
                     AS_WELL),

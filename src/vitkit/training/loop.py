@@ -315,7 +315,9 @@ def learning_rates(setup: Setup) -> Callable[[int], float]:
     if warmup is None:
         warmup = round(schedule.warmup_share * setup.steps)
     base = setup.config.optimizer.learning_rate
-    return warmup_decay(schedule.kind, base, setup.steps, warmup, schedule.linear_end)
+    return warmup_decay(
+        schedule.kind, base, setup.steps, warmup, schedule.linear_end, schedule.stairs
+    )
 
 
 class Meter:

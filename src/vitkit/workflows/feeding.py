@@ -36,7 +36,8 @@ KEPT_SIDE = 8 / 7  # of the image side: 256 for 224
 def training_stream(task: Task, config: TrainConfig, engine: Engine) -> TrainingStream:
     """The stream that a run trains on; DataError or UsageError where it cannot be."""
     world, order = engine.world, checked_order(task, config, engine)
-    crop = RandomCrop(config.image_size, config.augment.crop_area, config.augment.flip)
+    asked = config.augment
+    crop = RandomCrop(config.image_size, asked.crop_area, asked.flip, asked.crop_aspect)
     kept = None
     if engine.keep == "device":
         kept = KeptOnDevice(size_of_all(task), engine.device)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitkit.errors import UsageError, named
+from vitkit.errors import UsageError
 from vitkit.models.nets import Net, NetConfig, make, resize_net
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model, load
-from vitkit.recipes import FINETUNE
+from vitkit.recipes import finetuning
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
 from vitkit.workflows.task import Task, data_config, open_task
@@ -26,6 +26,7 @@ def finetune(
     resume: str | None = None,
     device: str = "auto",
     quiet: bool = False,
+    any_net: bool = False,
     **fields: Any,
 ) -> Run:
     """Train a checkpoint's net on DATA; arguments as for `pretrain`.
@@ -35,7 +36,7 @@ def finetune(
     """
     model, name = opened(checkpoint)
     task = open_task(data, data_config(config, fields))
-    final = override(config or recipe_config(task, recipe, model), fields)
+    final = override(config or recipe_config(task, recipe, model, any_net), fields)
     return finetune_on(task, final, model, name, out=out, resume=resume, device=device, quiet=quiet)
 
 
@@ -72,30 +73,41 @@ def parent_of(model: Model, name: str) -> dict[str, Any]:
     return {"checkpoint": name, **model.provenance}
 
 
-def recipe_config(task: Task, recipe: str, model: Model) -> TrainConfig:
+def recipe_config(task: Task, recipe: str, model: Model, any_net: bool = False) -> TrainConfig:
     """What a recipe says for these data and this checkpoint, whose architecture it keeps."""
     net = model.net.config
-    recipe_of = FINETUNE[named("recipe", recipe, FINETUNE)]
-    return of_checkpoint(recipe_of(task.facts(), name_of(net), net.image_size), model)
+    config = finetuning(recipe, task.facts(), name_of(net), net.image_size, any_net)
+    return replace(config, **architecture(config, net))
 
 
-def of_checkpoint(config: TrainConfig, model: Model) -> TrainConfig:
-    """A recipe's config with what the checkpoint's architecture decides."""
-    return replace(config, pooling=getattr(model.net.config, "pooling", config.pooling))
+def architecture(config: TrainConfig, net: NetConfig) -> dict[str, Any]:
+    """The fields of a config that a checkpoint decides; only nets with tokens have the last two."""
+    own = {name: getattr(net, name, getattr(config, name)) for name in ("pooling", "positions")}
+    return {"model": name_of(net), **own}
 
 
 def net_config(config: TrainConfig, task: Task, model: Model) -> NetConfig:
     """The checkpoint's net for other classes and another image size; UsageError if impossible."""
     before = model.net.config
-    pooling = getattr(before, "pooling", config.pooling)  # only nets with tokens have a choice
-    kept = {"model": name_of(before), "pooling": pooling, "hidden_head": False}
+    kept = architecture(config, before) | {"hidden_head": False}
     for name, value in kept.items():
         if getattr(config, name) != value:
             raise UsageError(
                 f"{name} is {getattr(config, name)!r}, but with this checkpoint it is {value!r}: a "
                 "checkpoint brings its own architecture, and fine-tuning a single linear head"
             )
-    wanted = {"hidden_head": False, "dropout": config.dropout, "head_bias": config.head_bias}
+    if config.evaluation_resize != "direct":
+        raise UsageError(
+            f"evaluation_resize is {config.evaluation_resize!r}, but a checkpoint brings its own "
+            "way to prepare images; leave it out"
+        )
+    for name in ("dropout", "stochastic_depth"):
+        if getattr(config, name) and not hasattr(before, name):
+            raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
+    wanted = {
+        "hidden_head": False, "dropout": config.dropout,
+        "stochastic_depth": config.stochastic_depth, "head_bias": config.head_bias,
+    }  # fmt: skip
     options = {name: value for name, value in wanted.items() if hasattr(before, name)}
     try:
         return replace(

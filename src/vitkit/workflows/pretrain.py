@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitkit.errors import UsageError, named
+from vitkit.data.transforms import Preprocessing
+from vitkit.errors import UsageError
 from vitkit.models import variants
 from vitkit.models.nets import NetConfig, make
-from vitkit.recipes import PRETRAIN
+from vitkit.recipes import pretraining
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
 from vitkit.workflows.task import Task, data_config, open_task
+
+BEFORE_CROP = 8 / 7  # of the image side: 256 for 224, big_vision's pre-training configs
 
 
 def pretrain(
@@ -23,6 +26,7 @@ def pretrain(
     resume: str | None = None,
     device: str = "auto",
     quiet: bool = False,
+    any_net: bool = False,
     **fields: Any,
 ) -> Run:
     """Train a net from random weights on DATA; the Run has the folder, metrics and model.
@@ -30,33 +34,45 @@ def pretrain(
     `data` is "digits", a folder, parquet files or a Source (vitkit.data.opening.open_data).
     `fields` change fields of the recipe: `steps=1000`, `learning_rate=3e-4`, or by dotted name
     `**{"optimizer.weight_decay": 0.1}`. `config` replaces recipe and fields. `resume` is None,
-    "auto" or a run directory. Raises UsageError for words that cannot be, DataError for the data.
+    "auto" or a run directory. `any_net` takes a recipe for a `model` it was not written for. Raises
+    UsageError for words that cannot be, DataError for the data.
     """
     task = open_task(data, data_config(config, fields))
-    final = override(config or recipe_config(task, recipe), fields)
+    final = override(config or recipe_config(task, recipe, fields.get("model"), any_net), fields)
     net = net_config(final, len(task.train.class_names))
     return train_run(
         "pretrain", task, final, net, lambda: make(net), out=out, resume=resume,
-        device=device, quiet=quiet,
+        device=device, quiet=quiet, preprocessing=preprocessing(final),
     )  # fmt: skip
 
 
-def recipe_config(task: Task, recipe: str) -> TrainConfig:
-    """What a recipe says for these data; UsageError for an unknown one."""
-    return PRETRAIN[named("recipe", recipe, PRETRAIN)](task.facts())
+def recipe_config(
+    task: Task, recipe: str, model: str | None = None, any_net: bool = False
+) -> TrainConfig:
+    """What a recipe says for these data and this net; UsageError for an unknown one."""
+    return pretraining(recipe, task.facts(), model, any_net)
+
+
+def preprocessing(config: TrainConfig) -> Preprocessing:
+    """What images to evaluate on go through, and the net's users' images after that."""
+    if config.evaluation_resize == "crop":
+        side = round(BEFORE_CROP * max(config.image_size))
+        return Preprocessing.small_crop(config.image_size, side)
+    return Preprocessing.direct(config.image_size)
 
 
 def net_config(config: TrainConfig, classes: int) -> NetConfig:
     """The net that a config asks for; UsageError where there is none such."""
     asked = {
-        "pooling": config.pooling, "hidden_head": config.hidden_head, "dropout": config.dropout,
-        "head_bias": config.head_bias,
+        "pooling": config.pooling, "positions": config.positions,
+        "hidden_head": config.hidden_head, "dropout": config.dropout,
+        "stochastic_depth": config.stochastic_depth, "head_bias": config.head_bias,
     }  # fmt: skip
     fields = variants.field_names(config.model)
-    # A recipe says "token" or "mean" for every net; one without tokens has its own pooling.
-    of_tokens = config.pooling not in ("token", "mean")
+    # A recipe says these for every net; one without tokens has its own way.
+    usual = {"pooling": ("token", "mean"), "positions": ("1d",)}
     for name, wanted in asked.items():
-        if name not in fields and (of_tokens if name == "pooling" else wanted):
+        if name not in fields and wanted and wanted not in usual.get(name, ()):
             raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
     options = {name: value for name, value in asked.items() if name in fields}
     return variants.config(config.model, classes, config.image_size, **options)

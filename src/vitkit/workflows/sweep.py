@@ -29,9 +29,9 @@ from vitkit.training.world import from_environment, from_main, joined
 from vitkit.workflows.dev_split import dev_split, write_split
 from vitkit.workflows.feeding import checked_order, choose_keep
 from vitkit.workflows.finetune import (
+    architecture,
     finetune_on,
     net_config,
-    of_checkpoint,
     opened,
     parent_of,
     recipe_config,
@@ -105,6 +105,7 @@ def sweep(
     resume: str | None = None,
     device: str = "auto",
     quiet: bool = False,
+    any_net: bool = False,
     **fields: Any,
 ) -> Sweep:
     """Fine-tune a checkpoint on DATA with each candidate, choose, and train with the choice.
@@ -122,10 +123,10 @@ def sweep(
     if over is None:
         if config is not None:
             raise UsageError("config is given, but not `over`: a recipe's candidates are its own")
-        own = recipe_candidates(task, recipe, model)
+        own = recipe_candidates(task, recipe, model, any_net)
         candidates = [(label, override(candidate, fields)) for label, candidate in own]
     else:
-        base = override(config or recipe_config(task, recipe, model), fields)
+        base = override(config or recipe_config(task, recipe, model, any_net), fields)
         candidates = grid(base, over, fields)
     share = usual_share(recipe) if dev_share is None else dev_share
     return sweep_on(
@@ -134,23 +135,23 @@ def sweep(
     )  # fmt: skip
 
 
-def recipe_candidates(task: Task, recipe: str, model: Model) -> list[Candidate]:
+def recipe_candidates(
+    task: Task, recipe: str, model: Model, any_net: bool = False
+) -> list[Candidate]:
     """What a recipe's authors chose among; UsageError where they name nothing."""
-    named("recipe", recipe, recipes.FINETUNE)
     net = model.net.config
-    found = recipes.candidates(recipe, task.facts(), name_of(net), net.image_size)
+    found = recipes.candidates(recipe, task.facts(), name_of(net), net.image_size, any_net)
     if len(found) < 2:
         raise UsageError(
             f"the recipe {recipe} has no candidates to choose among; say them, as in --sweep "
             "optimizer.learning-rate=0.003,0.01"
         )
-    return [(label, of_checkpoint(config, model)) for label, config in found]
+    return [(label, replace(config, **architecture(config, net))) for label, config in found]
 
 
 def usual_share(recipe: str) -> float:
     """The share of the training images that a recipe's authors held apart."""
-    found = recipes.FINETUNE[named("recipe", recipe, recipes.FINETUNE)]
-    return getattr(found, "dev_share", None) or DEV_SHARE
+    return recipes.FINETUNE[named("recipe", recipe, recipes.FINETUNE)].dev_share or DEV_SHARE
 
 
 def sweep_on(
