@@ -58,5 +58,10 @@ def net_config(config: TrainConfig, classes: int) -> NetConfig:
     for name, wanted in asked.items():
         if name not in fields and (of_tokens if name == "pooling" else wanted):
             raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
+    if config.lora.rank:
+        raise UsageError(
+            f"lora.rank is {config.lora.rank}, but pre-training has learned nothing yet that could "
+            "be adapted; leave it out, or fine-tune a checkpoint"
+        )
     options = {name: value for name, value in asked.items() if name in fields}
     return variants.config(config.model, classes, config.image_size, **options)
