@@ -289,10 +289,10 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
 
 def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.data.transforms import Preprocessing
-    from vitkit.models.nets import make_meta
     from vitkit.reports.plans import lines, print_memory
     from vitkit.training.precision import choose_device
     from vitkit.training.step import Setup
+    from vitkit.training.trained import skeleton
     from vitkit.training.world import World
     from vitkit.workflows.feeding import checked_order, choose_keep
     from vitkit.workflows.plan import plan
@@ -303,7 +303,8 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     world = World(size=processes, local_size=processes)
     check_shares(words.config, len(task.train), world)
     place = choose_device(words.device)
-    engine = choose_engine(words.config, make_meta(net), len(task.train), place, world)
+    made = skeleton(net, words.config)
+    engine = choose_engine(words.config, made, len(task.train), place, world)
     preprocessing = Preprocessing.direct(words.config.image_size)
     setup = Setup(words.config, steps or 1, engine, preprocessing, net.classes)
     check_labels(setup, task)

@@ -13,8 +13,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     """The plan for people; the table of memory is printed apart."""
     height, width = found["image_size"]
     compiled = ", blocks compiled" if found["compile"] else ""
+    parameters = in_words(found["parameters"], found["trained_parameters"])
     text = [
-        f"{found['model']} at {height}x{width}: {found['parameters'] / 1e6:.2f} M parameters, "
+        f"{found['model']} at {height}x{width}: {parameters}, "
         f"{found['flops_per_image'] / 1e9:.2f} GFLOPs an image",
         f"{found['processes']} process(es) on {found['device']} in {found['precision']}{compiled}, "
         f"{found['images_at_once']} images at once in each",
@@ -43,6 +44,12 @@ def lines(found: dict[str, Any]) -> list[str]:
     data = "" if found["disk_data"] is None else f", data {found['disk_data'] / GIB:.2f} GiB"
     text.append(f"disk: states and bundles {found['disk_checkpoints'] / GIB:.2f} GiB{data}")
     return text
+
+
+def in_words(parameters: int, trained: int) -> str:
+    """How many parameters a net has, and how many are trained where that is fewer."""
+    text = f"{parameters / 1e6:.2f} M parameters"
+    return f"{text}, {trained / 1e6:.2f} M trained" if trained < parameters else text
 
 
 def clock(seconds: float) -> str:

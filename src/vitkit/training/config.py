@@ -18,12 +18,28 @@ class OptimizerConfig:
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = 0.1
     """Times the learning rate; not on biases, norms, class token and positions."""
+    layer_decay: float = 1.0
+    """Learning rate of each block relative to the next one above it; 1 is the same everywhere."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     momentum: float = 0.9
     """SGD's momentum."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, which fine-tuning then trains beside the head in place of all weights."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 puts in none."""
+    alpha: float | None = None
+    """An adapter's product is multiplied by alpha / rank; by default that is 1."""
+    dropout: float = 0.0
+    """Dropout of what the adapters read."""
+    layers: tuple[str, ...] = ("qkv", "out")
+    """Names of the dense layers that get adapters: qkv, out, dense1, dense2."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,9 @@ class TrainConfig:
     stochastic_depth: float = 0.0
     """Share of the images for which the last block's branches are left out in training; it grows
     linearly from 0 at the first block."""
+    freeze: tuple[str, ...] = ()
+    """Names of weights that are not trained, with * and ?; a later name with ! before it is trained
+    again. '*' '!head.*' trains the head alone."""
     head_bias: float = 0.0
     """First bias of the head; the authors take -10 with the sigmoid loss on 21,843 classes."""
     steps: int | None = None
@@ -181,6 +200,7 @@ class TrainConfig:
     log_every: int | None = None
     """Steps between lines of metrics.jsonl; by default about a second."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -219,18 +239,19 @@ RANGES = {
                      "log_every", "engine.shard_over", "data.repeats", "data.keep_side"),
                     (1, math.inf, True)),
     **dict.fromkeys(("threads", "seed", "schedule.warmup_steps", "guard.skipped_steps",
-                     "guard.rewinds", "augment.randaugment_layers"), (0, 2**31, True)),
+                     "guard.rewinds", "augment.randaugment_layers", "lora.rank"), (0, 2**31, True)),
     **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate", "data.weights",
-                     "data.subset"), (0, math.inf, False)),
+                     "data.subset", "lora.alpha"), (0, math.inf, False)),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end",
                      "save_minutes", "guard.spike_factor", "engine.patience"), (0, 1e9, True)),
     **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "polyak",
                      "schedule.warmup_share", "schedule.stairs", "optimizer.momentum",
-                     "optimizer.betas"), (0, 0.9999999, True)),
+                     "optimizer.betas", "lora.dropout"), (0, 0.9999999, True)),
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
     **dict.fromkeys(("augment.erase", "data.balance"), (0, 1, True)),
     "augment.crop_area": (1e-6, 1, True),
+    "optimizer.layer_decay": (1e-6, 1, True),
     "image_size": (1, 2**15, True),
     "head_bias": (-1e9, 1e9, True),
 }  # fmt: skip

@@ -28,9 +28,10 @@ from vitkit.data.transforms import HALF, normalise
 from vitkit.models import attend
 from vitkit.models.nets import NetConfig, make_meta
 from vitkit.objectives.supervised import cross_entropy
-from vitkit.training.config import TrainConfig
+from vitkit.training.config import LoraConfig, TrainConfig
 from vitkit.training.parallel import blocks_of, in_bfloat16, recomputed, transformer_blocks
 from vitkit.training.precision import Precision
+from vitkit.training.trained import choose_trained, set_to_train, skeleton, trained_weights
 
 FLOAT32 = 4  # bytes
 GUESSES = 8  # at the largest batch
@@ -74,27 +75,28 @@ def memory(
     `batch` is the images that are worked through at once: those of a process, divided by
     `config.accumulation`. `precision` is "fp32" or "bf16"; `sharding` is "none", "ddp", "fsdp" or
     "hybrid", the last two with `shards` processes that share one copy of the weights. Of `config`
-    the optimizer, polyak, accumulation and the loss count.
+    the optimizer, polyak, accumulation, the loss and what is trained count.
     """
     sharded = sharding in ("fsdp", "hybrid")
     over = shards if sharded else 1
-    skeleton = make_meta(net)
-    trained = FLOAT32 * sum(p.numel() for p in skeleton.parameters())
-    fixed = sum(b.nbytes for b in skeleton.buffers())
+    made = skeleton(net, config)
+    weights = FLOAT32 * sum(p.numel() for p in made.parameters())
+    trained = FLOAT32 * sum(p.numel() for p in trained_weights(made).values())
+    fixed = sum(b.nbytes for b in made.buffers())
     moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
     step = Step(
         net, batch, torch.device(device).type, precision, compiled, checkpointing,
         parts=config.accumulation, sharding=sharding, loss=config.loss,
-        smoothing=config.label_smoothing,
+        smoothing=config.label_smoothing, freeze=tuple(config.freeze), lora=config.lora,
     )  # fmt: skip
     beyond = peak(step)
     if sharded:
-        beyond += gathered(skeleton, precision)
+        beyond += gathered(made, precision)
         beyond += trained if config.accumulation > 1 else 0  # they are exchanged at the last part
     gradients = trained // over
     # DDP's buckets, which the gradients are views of, are there all the time.
     rest = beyond if sharding == "ddp" else max(0, beyond - gradients)
-    kept = (trained // over + fixed, moments * trained // over,
+    kept = (weights // over + fixed, moments * trained // over,
             trained // over if config.polyak else 0)  # fmt: skip
     saving = sum(kept) if torch.device(device).type == "cpu" else 0
     return Memory(kept[0], gradients, *kept[1:], rest, saving)
@@ -146,7 +148,8 @@ def gathered(net: nn.Module, precision: str) -> int:
         numbers = sum(p.numel() for p in unit.parameters())
         half = precision == "bf16" and id(unit) in transformers
         two = max(two, 2 * numbers * (2 if half else FLOAT32))
-        summed, inside = max(summed, numbers * FLOAT32), inside + numbers
+        learning = sum(p.numel() for p in trained_weights(unit).values())
+        summed, inside = max(summed, learning * FLOAT32), inside + numbers
     outside = sum(p.numel() for p in net.parameters()) - inside
     return two + summed + outside * FLOAT32
 
@@ -165,6 +168,8 @@ class Step:
     sharding: str = "none"
     loss: Any = "softmax"
     smoothing: float = 0.0
+    freeze: tuple[str, ...] = ()
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     @property
     def float32_norms(self) -> bool:
@@ -185,7 +190,9 @@ def peak(step: Step) -> int:
 
 @lru_cache(maxsize=256)
 def simulated(step: Step) -> int:
-    net = make_meta(step.net).train()
+    net = make_meta(step.net)
+    choose_trained(net, step.freeze, step.lora)
+    set_to_train(net)
     applied(net, step)
     cpu, live = torch.device("cpu"), Live()
     with FakeTensorMode(allow_non_fake_inputs=True), live, as_on(step):
@@ -218,7 +225,7 @@ def applied(net: nn.Module, step: Step) -> None:
         forward = with_float32_norms(unit.forward) if step.float32_norms else unit.forward
         unit.forward = recomputed(forward, step.checkpointing)
     if step.sharding != "none":  # a gradient goes into a bucket, or to another process, at once
-        for parameter in net.parameters():
+        for parameter in trained_weights(net).values():
             parameter.register_post_accumulate_grad_hook(forget_gradient)
 
 

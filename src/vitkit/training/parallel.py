@@ -28,6 +28,7 @@ from torch.utils.checkpoint import (
 from vitkit.errors import UsageError
 from vitkit.training.config import EngineConfig
 from vitkit.training.precision import Precision
+from vitkit.training.trained import batch_norms
 from vitkit.training.world import World, mean
 
 # Compiling the blocks takes 10 to 40 seconds; below this many FLOPs of a whole run a CPU does not
@@ -217,8 +218,7 @@ def buckets_change(forward: nn.Module) -> bool:
 
 def batch_norm_buffers(net: nn.Module) -> list[Tensor]:
     """The running statistics of batch norms, which a forward pass changes."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    found = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    found = [b for norm in batch_norms(net) for b in (norm.running_mean, norm.running_var)]
     return [buffer for buffer in found if buffer is not None]
 
 

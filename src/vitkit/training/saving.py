@@ -126,10 +126,11 @@ class Saver:
                 dist.barrier(self.group)
 
 
-def state_bytes(parameters: int, config: TrainConfig) -> int:
-    """The size of one saved state: weights, the optimizer's moments, the Polyak average."""
+def state_bytes(weights: int, trained: int, config: TrainConfig) -> int:
+    """The size of one saved state, adapters and all: so many weights, and of so many trained ones
+    the optimizer's moments and the Polyak average."""
     moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
-    return FLOAT32 * parameters * (1 + moments + bool(config.polyak))
+    return FLOAT32 * (weights + trained * (moments + bool(config.polyak)))
 
 
 def save_state(checkpoints: Path, state: TrainState) -> Path:

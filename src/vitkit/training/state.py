@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitkit.training.parallel import gathered, reshard
+from vitkit.training.trained import trained_weights
 
 REMEMBERED = 100  # losses, to tell what is usual
 
@@ -27,7 +28,7 @@ class TrainState:
     net: nn.Module
     forward: nn.Module  # what computes logits: the net, or a wrapper that exchanges gradients
     optimizer: torch.optim.Optimizer
-    average: dict[str, Tensor] | None  # the Polyak average of the net's parameters
+    average: dict[str, Tensor] | None  # the Polyak average of what is trained
     parts: int = 1  # in which a batch is worked through
     step: int = 0  # steps done
     position: int = 0  # number in the stream of the batch that comes next
@@ -61,7 +62,7 @@ class TrainState:
         """
         if self.average is None:
             return
-        weights = [parameter.detach() for parameter in self.net.parameters()]
+        weights = [parameter.detach() for parameter in trained_weights(self.net).values()]
         share: Any = 1.0 if self.step == 0 else 1 - decay
         if self.hold.device.type == "cuda":  # which is not waited for
             share = share * (1 - self.hold)
@@ -83,15 +84,16 @@ class TrainState:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        for name, parameter in self.net.named_parameters():
-            if self.average is not None:
-                kept = parameter.detach().clone()
-                parameter.copy_(self.average[name])
-                self.average[name].copy_(kept)
+        weights = trained_weights(self.net)
+        for name, average in (self.average or {}).items():
+            kept = weights[name].detach().clone()
+            weights[name].copy_(average)
+            average.copy_(kept)
 
     def evaluated(self) -> dict[str, Tensor]:
         """The state_dict of the net that is evaluated and saved as a bundle, whole, on the CPU.
 
+        Adapters are still apart (trained.merged).
         All processes must ask for it; only the main one gets it, the others an empty one.
         """
         return gathered({**self.net.state_dict(), **(self.average or {})})

@@ -26,6 +26,7 @@ from vitkit.training.parallel import (
     whole,
 )
 from vitkit.training.state import TrainState
+from vitkit.training.trained import batch_norms, choose_trained, set_to_train, trained_weights
 
 EVALUATIONS = 4  # in a run, where the config does not say
 
@@ -79,14 +80,18 @@ class Diverged(VitkitError):
 
 
 def fresh_state(net: nn.Module, config: TrainConfig, engine: Engine) -> TrainState:
-    """A net that is about to be trained, ready for its engine, with optimizer and average."""
+    """A net that is about to be trained, ready for its engine, with optimizer and average.
+
+    UsageError where what is to be trained of it cannot be.
+    """
+    choose_trained(net, tuple(config.freeze), config.lora)
     return with_optimizer(net, apply(net, engine), config)
 
 
 def with_optimizer(net: nn.Module, forward: nn.Module, config: TrainConfig) -> TrainState:
     average = None
     if config.polyak:
-        average = {name: p.detach().clone() for name, p in net.named_parameters()}
+        average = {name: p.detach().clone() for name, p in trained_weights(net).items()}
     optimizer = make_optimizer(net, config.optimizer)
     return TrainState(net, forward, optimizer, average, parts=config.accumulation)
 
@@ -107,8 +112,8 @@ def train_step(
     """
     config, optimizer = setup.config, state.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    state.net.train()
+        group["lr"] = learning_rate * group["scale"]
+    set_to_train(state.net)
     buffers = batch_norm_buffers(state.net)
     before = [buffer.clone() for buffer in buffers]
     batch = placed(batch, setup.engine.device)
@@ -138,7 +143,7 @@ def settle(setup: Setup, state: TrainState, batch: Batch) -> None:
     """
     buffers = batch_norm_buffers(state.net)
     before = [buffer.clone() for buffer in buffers]
-    state.net.train()
+    set_to_train(state.net)
     if gradients(setup, state, placed(batch, setup.engine.device)) is None:
         halve_parts(setup, state, len(batch.labels), print)  # of several it lets none go on
     state.optimizer.zero_grad()
@@ -189,8 +194,7 @@ def halve_parts(setup: Setup, state: TrainState, images: int, say: Callable[[str
         torch.cuda.empty_cache()
     now, wanted = math.ceil(images / state.parts), 2 * state.parts
     advice = f"--accumulation {wanted} --resume auto, or a checkpointing that keeps less"
-    alone = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in state.net.modules())
-    if setup.engine.world.size > 1 or alone or now == 1:
+    if setup.engine.world.size > 1 or batch_norms(state.net) or now == 1:
         # Other processes already wait for this one's gradients; batch norms see a part alone.
         raise VitkitError(
             f"step {state.step}: out of memory with {now} image(s) at once"

@@ -24,6 +24,7 @@ from vitkit.training.precision import Precision, choose_device, computing_thread
 from vitkit.training.saving import KEPT, state_bytes
 from vitkit.training.step import Setup, fresh_state
 from vitkit.training.timing import seconds_of_a_step
+from vitkit.training.trained import counts
 from vitkit.training.world import World
 from vitkit.workflows.run import check_shares, choose_computing, fixed_steps
 
@@ -63,7 +64,8 @@ def plan(
         "model": config.model, "image_size": list(config.image_size),
         "device": named_accelerator or engine.device.type,
         "precision": engine.precision.name, "compile": engine.compile, "processes": processes,
-        "parameters": cost.parameters(net), "flops_per_image": cost.flops(net),
+        "parameters": cost.parameters(net), "trained_parameters": counts(net, config)[1],
+        "flops_per_image": cost.flops(net),
         "images_at_once": at_once, "memory_free": free,
         "memory": planned,
         "what_would_fit": what_would_fit(
@@ -229,8 +231,8 @@ def largest(
 
 def disk(net: NetConfig, config: TrainConfig) -> int:
     """Bytes of a run's states, one that is being written among them, and bundles."""
-    parameters = cost.parameters(net)
-    return (KEPT + 1) * state_bytes(parameters, config) + BUNDLES * FLOAT32 * parameters
+    states = (KEPT + 1) * state_bytes(*counts(net, config), config)
+    return states + BUNDLES * FLOAT32 * cost.parameters(net)
 
 
 def size_of(data: tuple[str, ...]) -> int | None:

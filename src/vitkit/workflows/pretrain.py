@@ -74,5 +74,10 @@ def net_config(config: TrainConfig, classes: int) -> NetConfig:
     for name, wanted in asked.items():
         if name not in fields and wanted and wanted not in usual.get(name, ()):
             raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
+    if config.lora.rank:
+        raise UsageError(
+            f"lora.rank is {config.lora.rank}, but pre-training has learned nothing yet that could "
+            "be adapted; leave it out, or fine-tune a checkpoint"
+        )
     options = {name: value for name, value in asked.items() if name in fields}
     return variants.config(config.model, classes, config.image_size, **options)

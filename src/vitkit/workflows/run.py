@@ -22,6 +22,7 @@ from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
 from vitkit.prediction.model import Model, load
+from vitkit.reports.plans import in_words
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
 from vitkit.training.fitting import choose_fitting
@@ -39,6 +40,7 @@ from vitkit.training.saving import load_state, state_bytes
 from vitkit.training.state import TrainState
 from vitkit.training.step import Setup, fresh_state
 from vitkit.training.timing import steps_in
+from vitkit.training.trained import batch_norms, counts, merged, skeleton
 from vitkit.training.world import (
     World,
     from_environment,
@@ -98,7 +100,7 @@ def train_run(
     world = from_environment()
     check_shares(config, len(task.train), world)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
-    meta = make_meta(net_config)
+    meta = skeleton(net_config, config)
     with joined(place):
         choose = partial(choose_engine, net=meta, images=len(task.train), device=place, world=world)
         engine = together(lambda: choose(config))
@@ -107,7 +109,7 @@ def train_run(
         check_labels(Setup(config, 1, engine, kept, classes), task)
         keep = from_main(lambda: choose_keep(config, task.train, place, world))
         engine = replace(engine, keep=keep)
-        size = state_bytes(cost.parameters(net_config), config)
+        size = state_bytes(*counts(net_config, config), config)
         opened: Opened = from_main(
             lambda: open_run(kind, task, config, parent, out or f"runs/{kind}", resume, size)
         )
@@ -121,7 +123,8 @@ def train_run(
             torch.manual_seed(config.seed)
             # Sharded weights are drawn by the main process, which then hands out the parts.
             elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
-            state = fresh_state(meta if elsewhere else make_net(), config, engine)
+            net = make_meta(net_config) if elsewhere else make_net()
+            state = fresh_state(net, config, engine)
             with computing_threads(engine.threads):
                 stream = together(lambda: training_stream(task, config, engine))
                 if opened.saved:
@@ -189,7 +192,7 @@ def train_into(
 
         def bundle() -> None:
             net = make_meta(net_config)
-            net.load_state_dict(weights, assign=True)
+            net.load_state_dict(merged(weights, config.lora), assign=True)
             mend_bundle(folder / name)
             content = Bundle(net, task.train.class_names, setup.preprocessing, lineage)
             write_bundle(folder / name, content)
@@ -223,7 +226,10 @@ def train_into(
 def choose_engine(
     config: TrainConfig, net: Net, images: int, device: torch.device, world: World
 ) -> Engine:
-    """How to compute a run, by a look at the machine; UsageError for what it has not."""
+    """How to compute a run, by a look at the machine; UsageError for what it has not.
+
+    `net` is a `trained.skeleton`.
+    """
     check_parts(net, config, world)
     engine = choose_computing(config, net, images, device, world)
     checkpointing, sharding, over = choose_fitting(
@@ -323,8 +329,7 @@ def check_parts(net: Net, config: TrainConfig, world: World) -> None:
     """UsageError where a net with batch norms would see a part of a batch that is one image."""
     share = config.batch_size // world.size
     parts = torch.empty(share).chunk(config.accumulation)  # as the loop takes them
-    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
-    if normed and len(parts[-1]) == 1:
+    if batch_norms(net) and len(parts[-1]) == 1:
         raise UsageError(
             f"{config.model} has batch norms, which cannot train on a single image: a batch of "
             f"{config.batch_size} in {config.accumulation * world.size} part(s) leaves one; give a "
@@ -369,7 +374,7 @@ def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setu
     return "\n".join(
         [
             f"{kind} of {config.model} at {height}x{width}: "
-            f"{cost.parameters(net) / 1e6:.2f} M parameters, "
+            f"{in_words(cost.parameters(net), counts(net, config)[1])}, "
             f"{cost.flops(net) / 1e9:.2f} GFLOPs an image",
             f"data {task.name}: {len(task.train):,} images of "
             f"{len(task.train.class_names)} classes, {len(task.val):,} held out",

@@ -253,7 +253,8 @@ def check_resumed(
     """What the run recorded of its automatic choices; UsageError where the config has changed."""
     try:
         recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        before = flat_json(recorded["config"])
+        # What a run of an earlier version was not told, was as it is by default now.
+        before = flat_json(to_json(TrainConfig())) | flat_json(recorded["config"])
         facts = {
             "the kind of run": (recorded["kind"], kind),
             "the checkpoint": (recorded["from"], json.loads(json.dumps(parent))),
