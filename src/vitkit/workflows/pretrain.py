@@ -48,6 +48,11 @@ def recipe_config(task: Task, recipe: str) -> TrainConfig:
 
 def net_config(config: TrainConfig, classes: int) -> NetConfig:
     """The net that a config asks for; UsageError where there is none such."""
+    if config.linear_probe:
+        raise UsageError(
+            "linear_probe fits a head to the features of a checkpoint, and pre-training has none; "
+            "leave it out, or fine-tune"
+        )
     asked = {
         "pooling": config.pooling, "hidden_head": config.hidden_head, "dropout": config.dropout,
         "head_bias": config.head_bias,
