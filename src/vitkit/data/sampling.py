@@ -44,7 +44,8 @@ class Order:
             raise DataError("--data.weights and --data.balance exclude each other; give one")
         if self.balance and self.source.multi_label:
             raise DataError(
-                "--data.balance is for images of one class each, and these have several labels"
+                "--data.balance is for images of one class each, and these have several labels; "
+                "--loss-balance is for both"
             )
         if self.balance and self.source.shard_lengths is not None:
             raise DataError(

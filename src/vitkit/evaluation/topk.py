@@ -1,4 +1,5 @@
-"""Top-1 and top-5 over every image, and where images have several labels mean average precision."""
+"""Top-1, top-5 and the recall of each class over every image, and where images have several labels
+mean average precision."""
 
 from __future__ import annotations
 
@@ -20,17 +21,20 @@ def top_k(
     ks: tuple[int, ...] = (1, 5),
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
     of_all: Callable[[Any], list[Any]] = lambda own: [own],
-) -> dict[str, float]:
-    """`predict` takes images (B, 3, H, W) to logits (B, K) -> {"top1", "top5", "loss", "images"}.
+) -> dict[str, Any]:
+    """`predict` takes images (B, 3, H, W) to logits (B, K) -> {"top1", "top5", "loss", "images",
+    "mean_class_recall", "class_recall", "class_images"}.
 
     Shares lie between 0 and 1; every image counts once; "loss" is the mean softmax cross-entropy.
-    With fewer than k classes top-k is 1.
+    With fewer than k classes top-k is 1. "class_images" lists how many images of each class there
+    are, "class_recall" the share of them that were found, None of a class without images, and
+    "mean_class_recall" is over the others, each alike. All else are numbers.
 
     Labels (B, K) of zeros and ones are several for an image, or none: "top1" is then the share of
     the images with any label whose best class is among them, "top5" the share with one of them
     among the best five, "loss" the mean sigmoid cross-entropy, summed over the classes, and
-    "mean_average_precision" is over the classes that any image has. DataError where no image has a
-    label.
+    "mean_average_precision" is over the classes that any image has. A label counts as found where
+    its sigmoid is above 0.5. DataError where no image has a label.
 
     Where several processes have a share of the images each, `total` sums what they counted, and
     `of_all` gives the list of what each process has, for the average precision, which every
@@ -38,18 +42,23 @@ def top_k(
     """
     counts = np.zeros(len(ks) + 2)  # images right by each k, with any label, and all
     loss = 0.0
+    by_class = torch.zeros(2, 0, dtype=torch.int64)  # images that were found, and all, of each
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches:
         logits, labels = predict(batch.images).float().cpu(), batch.labels.cpu()
+        if not by_class.shape[1]:
+            by_class = torch.zeros(2, logits.shape[1], dtype=torch.int64)
         if not len(labels):  # of a process that has no more images, and computes along
             continue
-        counts += [*right_and_labelled(logits, labels, ks), len(labels)]
+        order = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices  # (B, k), best first
+        by_class += found_and_all(logits, order[:, 0], labels)
+        counts += [*right_and_labelled(order, labels, ks, logits.shape[1]), len(labels)]
         kind = "softmax" if labels.ndim == 1 else "sigmoid"
         loss += float(cross_entropy(logits, labels, kind)) * len(labels)
         if labels.ndim == 2:
             kept.append((logits.numpy(), (labels > 0).numpy()))
-    sums = total(torch.tensor([*counts, loss], dtype=torch.float64)).tolist()
-    *right, labelled, images, loss = sums
+    sums = total(torch.cat([torch.tensor([*counts, loss]).double(), by_class.flatten()])).tolist()
+    (*right, labelled, images, loss), by_class = sums[: len(ks) + 3], sums[len(ks) + 3 :]
     if not images:
         raise ValueError("no images to evaluate")
     if not labelled:
@@ -58,7 +67,7 @@ def top_k(
             "labels of the net's classes"
         )
     shares = {f"top{k}": count / labelled for k, count in zip(ks, right, strict=True)}
-    result = {**shares, "loss": loss / images, "images": int(images)}
+    result = {**shares, "loss": loss / images, "images": int(images), **recalls(by_class)}
     everyones = [pair for pairs in of_all(kept) for pair in pairs]
     if everyones:
         scores, labels = (np.concatenate(arrays) for arrays in zip(*everyones, strict=True))
@@ -66,15 +75,36 @@ def top_k(
     return result
 
 
-def right_and_labelled(logits: Tensor, labels: Tensor, ks: tuple[int, ...]) -> list[int]:
+def right_and_labelled(
+    order: Tensor, labels: Tensor, ks: tuple[int, ...], classes: int
+) -> list[int]:
     """How many images have a label among the best k classes, for each k, and how many have any."""
-    order = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices  # (B, k), best first
     if labels.ndim == 1:
         hits, labelled = order == labels[:, None], torch.ones(len(labels), dtype=torch.bool)
     else:
         hits, labelled = labels.gather(1, order) > 0, (labels > 0).any(dim=1)
-    right = [hits[:, :k].any(dim=1) if k < logits.shape[1] else labelled for k in ks]
+    right = [hits[:, :k].any(dim=1) if k < classes else labelled for k in ks]
     return [int(rows.sum()) for rows in (*right, labelled)]
+
+
+def found_and_all(logits: Tensor, best: Tensor, labels: Tensor) -> Tensor:
+    """(2, K): how many images of each class the net gives that class, and how many there are."""
+    if labels.ndim == 2:
+        has = labels > 0
+        return torch.stack([(has & (logits > 0)).sum(0), has.sum(0)])
+    right = labels[best == labels]
+    return torch.stack([of.bincount(minlength=logits.shape[1]) for of in (right, labels)])
+
+
+def recalls(by_class: list[float]) -> dict[str, Any]:
+    """The numbers of images of each class that were found, then those of all, as `top_k` has it."""
+    found, images = np.array(by_class, dtype=np.int64).reshape(2, -1).tolist()
+    each = [right / of if of else None for right, of in zip(found, images, strict=True)]
+    return {
+        "mean_class_recall": float(np.mean([share for share in each if share is not None])),
+        "class_recall": each,
+        "class_images": images,
+    }
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vitkit.files import write_whole
+from vitkit.reports.classes import OfClass
 from vitkit.training.log import bound_by, headline
 
 TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
@@ -26,11 +28,21 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
        color: #222; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem .2rem 0;
        text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }
+td.number, th.number { text-align: right } summary { cursor: pointer }
 svg { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p>{{ summary }}</p>
 {{ figure | safe }}
+{% if classes %}
+<h2>Recall of each {{ class }}</h2>
+<details{% if classes|length <= 20 %} open{% endif %}><summary>{{ mean }}; lowest first</summary>
+<table><tr><th>{{ class }}</th><th class="number">{{ recall }}</th>
+<th class="number">held-out images</th></tr>
+{% for row in classes %}<tr><td>{{ row.name }}</td>
+<td class="number">{{ "{:.2%}".format(row.recall) }}</td>
+<td class="number">{{ "{:,}".format(row.images) }}</td></tr>
+{% endfor %}</table></details>{% endif %}
 {% for heading, rows in tables.items() %}
 <h2>{{ heading }}</h2>
 <table>{% for name, value in rows.items() %}
@@ -40,8 +52,12 @@ svg { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2r
 """
 
 
-def write_report(run: Path) -> Path:
-    """Write report.html from a run's config.json and metrics.jsonl."""
+def write_report(run: Path, classes: Sequence[OfClass] = (), several: bool = False) -> Path:
+    """Write report.html from a run's config.json and metrics.jsonl.
+
+    `classes` are those of the best evaluation, the lowest recall first; with `several` they are
+    labels, of which an image may have several.
+    """
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     records = read_metrics(run)
     evaluations = [r for r in records if r["kind"] == "evaluation"]
@@ -52,11 +68,14 @@ def write_report(run: Path) -> Path:
     draw_loss(left, records)
     draw_accuracy(right, records)
     data = config["data"]
+    early = next((r for r in records if r["kind"] == "early_stop"), None)
     page = Environment(autoescape=select_autoescape(default=True)).from_string(PAGE).render(
         title=f"{config['kind']} of {config['config']['model']} on {data['name']}",
         summary=f"Best {what} {value:.2%} on {best['images']:,} held-out images, at step "
-        f"{best['step']:,} of {config['resolved']['steps']:,}.",
+        f"{best['step']:,} of {config['resolved']['steps']:,}." + ended_early(early),
         figure=as_svg(figure),
+        classes=classes,
+        **heads(classes, several),
         tables={
             "Best evaluation": {k: v for k, v in best.items() if k != "kind"},
             **incidents(records),
@@ -70,6 +89,23 @@ def write_report(run: Path) -> Path:
     )  # fmt: skip
     write_whole(run / "report.html", page)
     return run / "report.html"
+
+
+def ended_early(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    return (
+        f" The run ended at step {record['step']:,}: {record['without_better']} evaluation(s) in a "
+        "row found none better."
+    )
+
+
+def heads(classes: Sequence[OfClass], several: bool) -> dict[str, str]:
+    """The words of the table of classes."""
+    mean = sum(row.recall for row in classes) / max(1, len(classes))
+    kind, kinds = ("label", "labels") if several else ("class", "classes")
+    recall = "recall, sigmoid above 0.5" if several else "recall"
+    return {"class": kind, "recall": recall, "mean": f"mean {mean:.2%} of {len(classes):,} {kinds}"}
 
 
 def incidents(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:

@@ -156,6 +156,9 @@ class TrainConfig:
     """A ViT's position embeddings: learned ones, relative ones, fixed sines and cosines, none."""
     hidden_head: bool = False
     """Put a hidden tanh layer before the head, as the paper does for pre-training."""
+    linear_probe: bool = False
+    """Fine-tuning starts from a head that was fitted to the frozen features first (linear probe,
+    then fine-tuning: arXiv 2202.10054), rather than from zeros."""
     dropout: float = 0.0
     """Dropout after every dense layer but q, k, v."""
     stochastic_depth: float = 0.0
@@ -182,6 +185,9 @@ class TrainConfig:
     """Cross-entropy over the classes, or one for each class."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
+    loss_balance: float = 0.0
+    """Weight the loss of each class by its number of images to the power of minus this; 0 is none,
+    1 makes classes count alike."""
     polyak: float = 0.0
     """Decay of the Polyak average of the weights, which is then evaluated; 0 keeps none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -192,7 +198,10 @@ class TrainConfig:
     threads: int | None = None
     """Threads that load images, by default one a core, at most 16; they change no result."""
     evaluate_every: int | None = None
-    """Steps between evaluations on the held-out images; by default four in a run."""
+    """Steps between evaluations on the held-out images; by default four in a run, twenty with
+    early_stopping."""
+    early_stopping: int = 0
+    """End the run after so many evaluations in a row without a better one; 0 never does."""
     save_every: int | None = None
     """Steps between resumable states; by default with each evaluation."""
     save_minutes: float = 10.0
@@ -213,6 +222,12 @@ class TrainConfig:
         if self.accumulation > self.batch_size:
             raise UsageError(
                 f"accumulation is {self.accumulation}, more than the batch size {self.batch_size}"
+            )
+        if self.linear_probe and self.head_bias:
+            raise UsageError("linear_probe fits the head's bias as well; leave out head_bias")
+        if self.loss_balance and self.data.balance:
+            raise UsageError(
+                "loss_balance and data.balance both make rare classes count more; give one"
             )
 
 
@@ -239,7 +254,8 @@ RANGES = {
                      "log_every", "engine.shard_over", "data.repeats", "data.keep_side"),
                     (1, math.inf, True)),
     **dict.fromkeys(("threads", "seed", "schedule.warmup_steps", "guard.skipped_steps",
-                     "guard.rewinds", "augment.randaugment_layers", "lora.rank"), (0, 2**31, True)),
+                     "guard.rewinds", "augment.randaugment_layers", "lora.rank", "early_stopping"),
+                    (0, 2**31, True)),
     **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate", "data.weights",
                      "data.subset", "lora.alpha"), (0, math.inf, False)),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end",
@@ -249,7 +265,7 @@ RANGES = {
                      "optimizer.betas", "lora.dropout"), (0, 0.9999999, True)),
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
-    **dict.fromkeys(("augment.erase", "data.balance"), (0, 1, True)),
+    **dict.fromkeys(("augment.erase", "data.balance", "loss_balance"), (0, 1, True)),
     "augment.crop_area": (1e-6, 1, True),
     "optimizer.layer_decay": (1e-6, 1, True),
     "image_size": (1, 2**15, True),

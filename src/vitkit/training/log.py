@@ -122,7 +122,12 @@ class RunLog:
             self.say(f"step {step}/{self.steps}  {text}")
 
 
-def headline(metrics: dict[str, float]) -> tuple[str, float]:
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """What was found but for lists of every class, which would make metrics.jsonl long."""
+    return {name: value for name, value in metrics.items() if not isinstance(value, list)}
+
+
+def headline(metrics: dict[str, Any]) -> tuple[str, float]:
     """The name and the value by which nets of a run are compared; the larger is the better."""
     if "mean_average_precision" in metrics:  # of images with several labels
         return "mean average precision", metrics["mean_average_precision"]

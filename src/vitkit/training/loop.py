@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitkit.data.pipeline import Batch, TrainingStream
 from vitkit.errors import VitkitError
-from vitkit.training.log import RunLog, headline, memory_used
+from vitkit.training.log import RunLog, headline, memory_used, numbers
 from vitkit.training.parallel import buckets_change
 from vitkit.training.saving import (
     Saver,
@@ -45,11 +46,12 @@ FAILED_SAVES = 3  # in a row end a run
 
 @dataclass
 class Training:
-    """The loop of a run, `Training(...).to_the_end()`: `state` from its step to `setup.steps`.
+    """The loop of a run, `Training(...).to_the_end()`: `state` from its step to `setup.steps`, or
+    until so many evaluations in a row found none better as `early_stopping` says.
 
     `evaluate` takes the net (the Polyak average, where one is kept) and what it must call at each
-    batch, and gives named floats, "top1" among them; `keep_best` is called when the `headline` of
-    them has risen.
+    batch, and gives named floats, "top1" among them, and lists by class; `keep_best` is called when
+    the `headline` of them has risen.
 
     All processes do the same at every step: what only one can know (a signal, the time) is agreed
     upon first. The losses are read now and then, since that waits for the device, and always
@@ -59,7 +61,7 @@ class Training:
     setup: Setup
     state: TrainState
     stream: TrainingStream
-    evaluate: Callable[[nn.Module, Callable[[], None]], dict[str, float]]
+    evaluate: Callable[[nn.Module, Callable[[], None]], dict[str, Any]]
     keep_best: Callable[[], None]
     log: RunLog
     checkpoints: Path
@@ -84,6 +86,8 @@ class Training:
         """
         self.log.cut_back(self.state.logged_bytes, self.state.step)
         with self.patience, self.stop:
+            if self.setup.config.linear_probe and self.state.step == 0 and not self.state.best:
+                self.evaluate_now()  # what the head is worth before anything else changes
             if from_main(lambda: not states_in(self.checkpoints)):
                 self.save()  # something to go back to
                 self.finish_saving()  # where states cannot be saved, that is told now
@@ -125,7 +129,7 @@ class Training:
         state = self.state
         self.patience.beat()
         stopped, read, save = self.agreed()
-        ended = state.step == self.setup.steps
+        ended, limit = self.ended(), self.setup.config.early_stopping
         evaluation = not stopped and evaluation_is_due(state, self.setup)
         save = save or is_due(self.setup.save_every, state, self.setup)
         if stopped or read or evaluation or save or ended:
@@ -135,13 +139,27 @@ class Training:
                 return self.between_steps()
         if evaluation:
             stopped = self.evaluate_now()
-        if (stopped or save) and self.saved_at < state.step:
+            if self.ended() and not ended:
+                ended = True
+                if state.step < self.setup.steps:
+                    self.log.record(state.step, "early_stop", {"without_better": limit})
+        if (stopped or save or ended) and self.saved_at < state.step:
             self.save()
         if stopped or ended:
             self.finish_saving()
         if stopped:
             raise Interrupted(stopped, folder_of(self.checkpoints, state.step))
+        if ended and state.step < self.setup.steps:
+            self.log.say(
+                f"ended at step {state.step:,} of {self.setup.steps:,}: {limit} evaluation(s) in a "
+                "row found none better (early_stopping)"
+            )
         return not ended
+
+    def ended(self) -> bool:
+        """Whether no step follows."""
+        limit = self.setup.config.early_stopping
+        return self.state.step == self.setup.steps or 0 < limit <= self.state.without_better
 
     def step(self, batch: Batch) -> None:
         setup, state = self.setup, self.state
@@ -267,11 +285,13 @@ class Training:
                 metrics = self.evaluate(net, pulse)
         except StopNow:
             return stopped
-        log.record(state.step, "evaluation", metrics)
+        log.record(state.step, "evaluation", numbers(metrics))
         what, value = headline(metrics)
         log.say(f"step {state.step}/{self.setup.steps}  {what} {value:.1%} on the held-out images")
         state.evaluated_at = state.step
+        state.without_better += 1
         if not state.best or value > headline(state.best)[1]:
+            state.without_better = 0
             try:
                 self.keep_best()
                 state.best = metrics

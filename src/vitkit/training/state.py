@@ -33,7 +33,8 @@ class TrainState:
     step: int = 0  # steps done
     position: int = 0  # number in the stream of the batch that comes next
     evaluated_at: int = 0  # the step of the newest evaluation
-    best: dict[str, float] = field(default_factory=dict)  # the evaluation with the best top-1
+    best: dict[str, Any] = field(default_factory=dict)  # the evaluation with the best top-1
+    without_better: int = 0  # evaluations in a row since that one
     rewinds: int = 0  # times that a loss spike took the run back
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # the newest
     first_loss: float = 0.0  # the highest of the first ones, which an untrained net had
@@ -102,7 +103,8 @@ class TrainState:
         """All of it but the tensors of net, average and optimizer; waits for the device."""
         return {
             "step": self.step, "position": self.position, "parts": self.parts,
-            "evaluated_at": self.evaluated_at, "best": self.best, "skipped": int(self.skipped),
+            "evaluated_at": self.evaluated_at, "best": self.best,
+            "without_better": self.without_better, "skipped": int(self.skipped),
             "rewinds": self.rewinds, "losses": list(self.losses), "first_loss": self.first_loss,
             "logged_bytes": self.logged_bytes,
         }  # fmt: skip
@@ -112,6 +114,7 @@ class TrainState:
         self.step, self.position = progress["step"], progress["position"]
         self.parts = max(progress["parts"], self.parts)
         self.evaluated_at, self.best = progress["evaluated_at"], progress["best"]
+        self.without_better = progress.get("without_better", 0)
         self.skipped = torch.full_like(self.skipped, progress["skipped"])
         self.hold = torch.zeros_like(self.hold)
         self.rewinds = progress["rewinds"]

@@ -14,7 +14,7 @@ from vitkit.data.augmentation.augment import Augmenter, resolved
 from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing, normalised, normalising_constants
 from vitkit.errors import VitkitError
-from vitkit.objectives.supervised import cross_entropy
+from vitkit.objectives.supervised import class_weights, cross_entropy
 from vitkit.training.config import TrainConfig
 from vitkit.training.optimizers import make_optimizer
 from vitkit.training.parallel import (
@@ -29,6 +29,7 @@ from vitkit.training.state import TrainState
 from vitkit.training.trained import batch_norms, choose_trained, set_to_train, trained_weights
 
 EVALUATIONS = 4  # in a run, where the config does not say
+EVALUATIONS_TO_STOP_BY = 20  # the same with early stopping
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Setup:
     engine: Engine
     preprocessing: Preprocessing
     classes: int = 0
+    class_images: tuple[int, ...] = ()  # to train on, of each class
 
     @cached_property
     def constants(self) -> Tensor:
@@ -59,6 +61,14 @@ class Setup:
             asked.jitter,
         )  # fmt: skip
 
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """(K,) of the loss, on the device; None where all images count alike."""
+        if not self.config.loss_balance:
+            return None
+        weights = class_weights(self.class_images, self.config.loss_balance)
+        return weights.to(self.engine.device)
+
     def augmented(self, batch: Batch) -> Batch:
         assert batch.positions is not None  # only evaluation knows none
         images, labels = self.augmenter(batch.images, batch.labels, batch.positions)
@@ -66,11 +76,16 @@ class Setup:
 
     @property
     def evaluate_every(self) -> int:
-        return self.config.evaluate_every or math.ceil(self.steps / EVALUATIONS)
+        return self.config.evaluate_every or math.ceil(self.steps / evaluations(self.config))
 
     @property
     def save_every(self) -> int:
         return self.config.save_every or self.evaluate_every
+
+
+def evaluations(config: TrainConfig) -> int:
+    """In a run whose config does not say how often."""
+    return EVALUATIONS_TO_STOP_BY if config.early_stopping else EVALUATIONS
 
 
 class Diverged(VitkitError):
@@ -165,7 +180,9 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
             pixels = normalised(images, setup.constants)
             with setup.engine.autocast():
                 logits = state.forward(pixels)
-            loss = cross_entropy(logits, labels, config.loss, config.label_smoothing)
+            loss = cross_entropy(
+                logits, labels, config.loss, config.label_smoothing, setup.class_weights
+            )
             loss = loss * (len(labels) / len(batch.labels))  # parts may differ by an image
             loss.backward()
             total += loss.detach()

@@ -10,8 +10,8 @@ from torch import nn
 
 from vitkit.data.pipeline import Batch, TrainingStream
 from vitkit.training.step import (
-    EVALUATIONS,
     Setup,
+    evaluations,
     ready,
     train_step,
     with_optimizer,
@@ -33,7 +33,7 @@ def steps_in(seconds: float, setup: Setup, net: nn.Module, forward: nn.Module,
     left = seconds - (time.perf_counter() - started)
     evaluation = held_out * each / setup.config.batch_size / 3  # forward is a third of a step
     if setup.config.evaluate_every is None:
-        left -= EVALUATIONS * evaluation
+        left -= evaluations(setup.config) * evaluation
     else:
         each += evaluation / setup.config.evaluate_every
     return -most(-max(1, int(left / each)))

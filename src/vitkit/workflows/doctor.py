@@ -20,7 +20,7 @@ from vitkit.checkpoints.containers import read_json
 from vitkit.checkpoints.problems import CheckpointError
 from vitkit.errors import VitkitError
 from vitkit.training.saving import states_in
-from vitkit.training.storage import StateError, problem_with
+from vitkit.training.storage import PROGRESS, StateError, problem_with
 from vitkit.values import fits
 from vitkit.workflows.run_folder import LOCK, fcntl
 
@@ -58,6 +58,7 @@ class Findings:
     step: int | None  # of the newest whole state
     steps: int | None
     finished: bool
+    ended_early: bool  # by early stopping, at the step of the newest whole state
     in_use_by: str | None
     resume_from: str | None
     hindrance: str  # why nothing can be resumed
@@ -87,8 +88,10 @@ def look_at(run: str | Path) -> Findings:
     step = next((int(name.split("-")[1]) for name, s in states.items() if s.whole), None)
     resumed, hindrance = what_to_resume(states, unusable)
     last = bundle_at(run / "last", "the run ends")
+    newest = next((run / name for name, state in states.items() if state.whole), None)
+    early = step != steps and newest is not None and stopped_early(newest, config)
     # Of a finished run people delete the states; last/ is written at the end alone.
-    finished = bool(config) and last.whole and (not states or step == steps)
+    finished = bool(config) and last.whole and (not states or step == steps or early)
     best = bundle_at(run / "best", "" if finished else "an evaluation is the best so far")
     if resumed and not finished:
         states[resumed] = replace(states[resumed], note="whole (resumed from here)")
@@ -107,7 +110,7 @@ def look_at(run: str | Path) -> Findings:
         what = f"{config['kind']} of {str(config['config'].get('model'))[:TEXT_AT_MOST]}, {done}"
         command = command_to_resume(config, str(run))
     return Findings(
-        str(run), what, step, steps, finished, holder, resumed, hindrance, command, parts
+        str(run), what, step, steps, finished, early, holder, resumed, hindrance, command, parts
     )
 
 
@@ -141,6 +144,14 @@ def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
         name for name, kind in NEEDED.items() if not fits((content | inner).get(name, ...), kind)
     ]
     return ({}, f"{', '.join(wrong)} missing or malformed") if wrong else (content, None)
+
+
+def stopped_early(state: Path, config: dict[str, Any]) -> bool:
+    """Whether the run ends with this state, by early stopping."""
+    limit, found = config.get("config", {}).get("early_stopping"), None
+    with suppress(CheckpointError):
+        found = read_json(state / PROGRESS).get("without_better")
+    return fits(limit, int) and fits(found, int) and 0 < limit <= found
 
 
 def metrics_at(path: Path) -> Part:
@@ -249,11 +260,16 @@ def advise(found: Findings) -> tuple[str, str | None]:
     if found.finished:
         # The run's own name leads to best/, be it damaged or not.
         place, but = (run / "last", ", but best/ is damaged") if best.problem else (run, "")
-        verdict = f"Finished: all {found.steps:,} steps are done{but}."
+        done = f"all {found.steps:,} steps are done"
+        if found.ended_early:
+            done = f"early stopping ended it at step {found.step:,}"
+        verdict = f"Finished: {done}{but}."
         return verdict, f"vitkit evaluate {shlex.quote(str(place))} DATA"
     if found.resume_from:
         how = f"it goes on from step {found.step:,} of {found.steps:,}"
-        how = "all steps are done, and last/ is written anew" if found.step == found.steps else how
+        if found.step == found.steps or found.ended_early:
+            done = "early stopping has ended it" if found.ended_early else "all steps are done"
+            how = f"{done}, and last/ is written anew"
         return f"Can be resumed: {how}.", found.command
     whole = next((name for name in ("best/", "last/") if found.parts[name].whole), None)
     place = shlex.quote(str(run / (whole or "")))

@@ -14,6 +14,8 @@ from vitkit.errors import UsageError, named
 from vitkit.evaluation.fewshot import L2, few_shot
 from vitkit.evaluation.topk import features_of, top_k
 from vitkit.prediction.model import Model, load
+from vitkit.reports.classes import by_name
+from vitkit.training.log import numbers
 from vitkit.training.precision import choose_device
 
 PROTOCOLS = ("top-k", "few-shot")
@@ -32,6 +34,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """{"metrics": {...}, "images": ..., "seconds": ..., ...}; metrics are shares between 0 and 1.
 
+    Of "top-k" also {"class_recall": {name: share or None}, "class_images": {name: number}}, of
+    DATA's classes (vitkit.evaluation.topk.top_k).
+
     "top-k" scores every image of DATA (its test split, where it has one, else its validation
     split, else all) and matches classes by name. "few-shot" fits a linear classifier in closed form
     on 1, 5, 10 and 25 images of each class from `train`, DATA's own training split, or a half held
@@ -44,12 +49,13 @@ def evaluate(
     splits = open_data(data)
     if protocol == "few-shot":
         pool, scored = few_shot_sources(splits, None if train is None else open_data(train).train)
-        metrics = few_shot_metrics(model, pool, scored, l2, threads)
+        metrics, classes = few_shot_metrics(model, pool, scored, l2, threads), {}
     else:
         scored = splits.test or splits.val or splits.train
-        metrics = top_k_metrics(model, scored, splits.name, threads)
+        metrics, classes = top_k_metrics(model, scored, splits.name, threads)
     return {
         "metrics": metrics,
+        **classes,
         "protocol": protocol,
         "data": splits.name,
         "images": len(scored),
@@ -57,12 +63,22 @@ def evaluate(
     }
 
 
-def top_k_metrics(model: Model, source: Source, title: str, threads: int) -> dict[str, float]:
+def top_k_metrics(
+    model: Model, source: Source, title: str, threads: int
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Numbers, and by class what `evaluate` says."""
     number = class_numbers(model.class_names, source.class_names, title)
     batches = evaluation_batches(source, model.preprocessing, BATCH, threads)
     classes = len(model.class_names)
     renumbered = (Batch(b.images, renumber(b.labels, number, classes)) for b in batches)
-    return top_k(lambda images: model.run(model.net, images), renumbered)
+    found = top_k(lambda images: model.run(model.net, images), renumbered)
+    # In the order of the data's classes, whose names are all different.
+    of_data = {
+        name: [values[n] for n in number.tolist()]
+        for name, values in found.items()
+        if isinstance(values, list)
+    }
+    return numbers(found), by_name(of_data, source.class_names)
 
 
 def renumber(labels, number, classes: int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import finetuning
 from vitkit.training.config import TrainConfig, override
+from vitkit.workflows.linear_probe import fit_head
 from vitkit.workflows.run import Run, train_run
 from vitkit.workflows.task import Task, data_config, open_task
 
@@ -31,8 +33,9 @@ def finetune(
 ) -> Run:
     """Train a checkpoint's net on DATA; arguments as for `pretrain`.
 
-    The head, hidden layer included, is replaced by a single layer of zeros, and the positions are
-    resized to `image_size`, which is the checkpoint's own if not given.
+    The head, hidden layer included, is replaced by a single layer, of zeros or with `linear_probe`
+    fitted to the frozen features, and the positions are resized to `image_size`, which is the
+    checkpoint's own if not given.
     """
     model, name = opened(checkpoint)
     task = open_task(data, data_config(config, fields))
@@ -65,6 +68,7 @@ def finetune_on(
         "finetune", task, config, net, lambda: adapted(model.net, net), out=out, resume=resume,
         device=device, quiet=quiet, parent=parent_of(model, name),
         preprocessing=model.preprocessing.at(config.image_size), opening=opening,
+        begin=partial(fit_head, task=task) if config.linear_probe else None,
     )  # fmt: skip
 
 

@@ -63,6 +63,11 @@ def preprocessing(config: TrainConfig) -> Preprocessing:
 
 def net_config(config: TrainConfig, classes: int) -> NetConfig:
     """The net that a config asks for; UsageError where there is none such."""
+    if config.linear_probe:
+        raise UsageError(
+            "linear_probe fits a head to the features of a checkpoint, and pre-training has none; "
+            "leave it out, or fine-tune"
+        )
     asked = {
         "pooling": config.pooling, "positions": config.positions,
         "hidden_head": config.hidden_head, "dropout": config.dropout,

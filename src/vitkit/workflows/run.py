@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
 from vitkit.prediction.model import Model, load
+from vitkit.reports.classes import by_name, lowest_first
 from vitkit.reports.plans import in_words
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
 from vitkit.training.fitting import choose_fitting
-from vitkit.training.log import RunLog
+from vitkit.training.log import RunLog, numbers
 from vitkit.training.loop import Training
 from vitkit.training.parallel import Engine, choose_compile, shardings
 from vitkit.training.precision import (
@@ -53,7 +54,7 @@ from vitkit.training.world import (
 )
 from vitkit.workflows.feeding import choose_keep, loader_threads, note_modes, training_stream
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
-from vitkit.workflows.task import Task
+from vitkit.workflows.task import Task, note_skew
 
 EVALUATION_BATCH = 256
 COMPILE_FROM_MINUTES = 5  # of a run whose length is a time, on a CPU
@@ -65,8 +66,10 @@ class Run:
 
     folder: Path
     metrics: dict[str, float]  # of the best net on the held-out images: top1, top5, loss, images
-    steps: int
+    steps: int  # that were done; fewer than wanted after early stopping
     seconds: float
+    class_recall: dict[str, float | None] = field(default_factory=dict)  # of the same net
+    class_images: dict[str, int] = field(default_factory=dict)  # that were held out
 
     @property
     def model(self) -> Model:
@@ -86,15 +89,17 @@ def train_run(
     device: str = "auto",
     preprocessing: Preprocessing | None = None,
     parent: dict[str, Any] | None = None,
+    begin: Callable[[Net, Setup], str] | None = None,
     quiet: bool = False,
     opening: str | None = None,
 ) -> Run:
     """Train a net on a task into a run directory (docs/design.md, "A run directory").
 
     `make_net` makes the net of `net_config` with its first weights. `preprocessing` is by default
-    the authors' direct resize; `parent` says what checkpoint the net comes from; `opening` is said
-    first, in place of the plan. Where torchrun or `--gpus` started several processes, all call this
-    together and the main one writes.
+    the authors' direct resize; `parent` says what checkpoint the net comes from; `begin` changes
+    the weights of a fresh run before its first step, in the main process, which the others take
+    them from, and says what it did; `opening` is said first, in place of the plan. Where torchrun
+    or `--gpus` started several processes, all call this together and the main one writes.
     """
     began = time.perf_counter()
     world = from_environment()
@@ -119,11 +124,15 @@ def train_run(
                 # What was computed again stays so, unless other words are given now.
                 again = together(lambda: choose(with_recorded(config, recorded)))
                 engine = as_recorded(again, recorded)
-            setup = Setup(config, recorded.get("steps", 1), engine, kept, classes)
+            steps = recorded.get("steps", 1)
+            setup = Setup(config, steps, engine, kept, classes, task.class_images)
             torch.manual_seed(config.seed)
             # Sharded weights are drawn by the main process, which then hands out the parts.
             elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main
-            net = make_meta(net_config) if elsewhere else make_net()
+            net, begun = make_meta(net_config) if elsewhere else make_net(), ""
+            with computing_threads(engine.threads):
+                if begin is not None and not opened.saved:
+                    begun = from_main(partial(begin, net, setup))
             state = fresh_state(net, config, engine)
             with computing_threads(engine.threads):
                 stream = together(lambda: training_stream(task, config, engine))
@@ -133,23 +142,30 @@ def train_run(
                         state.best, state.evaluated_at = {}, 0  # it was damaged: made up for
                 else:
                     from_main(lambda: note_modes(task))
+                    from_main(lambda: note_skew(task, config))
                     steps = length(setup, state, stream, task, began)
                     setup = replace(setup, steps=steps)
                     from_main(lambda: write_run_config(folder, kind, setup, task, parent))
                 said = opening or f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
+                said += f", resumed at step {state.step:,}" if state.step else ""
+                said += f"\n{begun}" if begun else ""
                 train_into(
-                    folder, kind, setup, state, net_config, stream, task, parent, quiet, said
+                    folder, kind, setup, state, net_config, stream, task, parent, said, quiet
                 )
-            from_main(lambda: report(folder))
+            from_main(lambda: report(folder, state.best, task))
         finally:
             unlock(opened.folder)
-    return Run(folder, state.best, setup.steps, time.perf_counter() - began)
+    return Run(
+        folder, numbers(state.best), state.step, time.perf_counter() - began,
+        **by_name(state.best, task.train.class_names),
+    )  # fmt: skip
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, best: dict[str, Any], task: Task) -> None:
     """report.html; a run has not failed because it cannot be drawn."""
     try:
-        write_report(folder)
+        names, several = task.train.class_names, task.train.multi_label
+        write_report(folder, lowest_first(**by_name(best, names)), several)
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"{folder / 'report.html'}: cannot be written: {error}", file=sys.stderr)
 
@@ -176,8 +192,8 @@ def train_into(
     stream: TrainingStream,
     task: Task,
     parent: dict[str, Any] | None,
-    quiet: bool,
     opening: str,
+    quiet: bool,
 ) -> None:
     """Train, with metrics, states and the bundles best/ and last/ written into the folder."""
     config, world = setup.config, setup.engine.world
@@ -199,7 +215,7 @@ def train_into(
 
         from_main(bundle)
 
-    def evaluate(net: nn.Module, pulse: Callable[[], None]) -> dict[str, float]:
+    def evaluate(net: nn.Module, pulse: Callable[[], None]) -> dict[str, Any]:
         share = math.ceil(setup.config.batch_size / world.size / state.parts)
         # No more at once than training takes: that is what memory was planned for.
         batches = evaluation_batches(
@@ -214,7 +230,7 @@ def train_into(
 
     metrics = folder / "metrics.jsonl" if world.main else None
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
-        log.say(opening + (f", resumed at step {state.step:,}" if state.step else ""))
+        log.say(opening)
         checkpoints, keep_best = folder / "checkpoints", partial(write, "best")
         Training(setup, state, stream, evaluate, keep_best, log, checkpoints).to_the_end()
         for reasons in of_all(stream.bad.reasons):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from vitkit.data.audit import class_counts
 from vitkit.data.checks import some
 from vitkit.data.facts import DataFacts
@@ -18,6 +20,7 @@ from vitkit.errors import VitkitError
 from vitkit.training.config import DataConfig, TrainConfig, override
 
 SUBSET_SEED = 0  # the same subset for every run: runs with other seeds must train on the same one
+SKEWED = 10  # times as many images of one class as of another are worth a note
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Task:
     @cached_property
     def held_out_fingerprint(self) -> str:
         return self.val.fingerprint()
+
+    @cached_property
+    def class_images(self) -> tuple[int, ...]:
+        """How many images to train on each class has; each of several labels counts."""
+        labels = self.train.labels
+        numbers = labels.indices if self.train.multi_label else np.asarray(labels)
+        return tuple(np.bincount(numbers, minlength=len(self.train.class_names)).tolist())
 
     @property
     def read_by(self) -> str:
@@ -100,6 +110,28 @@ def note_empty_classes(train: Source, title: str) -> None:
             f"on: {some(empty)}",
             stacklevel=3,
         )
+
+
+def note_skew(task: Task, config: TrainConfig) -> None:
+    """Warn where some classes have many times the images of others and nothing is done about it."""
+    if config.loss_balance or config.data.balance:
+        return
+    counts = sorted(
+        (images, name)
+        for images, name in zip(task.class_images, task.train.class_names, strict=True)
+        if images
+    )
+    (fewest, rare), (most, common) = counts[0], counts[-1]
+    if most < SKEWED * fewest:
+        return
+    drawing = not task.train.multi_label and task.train.shard_lengths is None
+    warnings.warn(
+        f"{task.name}: of the images to train on {most:,} are of {common}, the commonest class, "
+        f"and {fewest:,} of {rare}, the rarest; --loss-balance 1 "
+        + ("or --data.balance 1 " if drawing else "")
+        + "makes classes count alike, and a number below 1 goes part of the way",
+        stacklevel=2,
+    )
 
 
 def without_quarantined(splits: Splits, lists: tuple[str, ...]) -> Splits:
