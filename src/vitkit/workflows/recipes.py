@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitkit.files import write_whole
-from vitkit.recipes import FINETUNE, PRETRAIN, USUAL_NET, planning
+from vitkit.recipes import FINETUNE, PRETRAIN, USUAL_NET, find, planning
 from vitkit.recipes.recipe import Recipe
 from vitkit.training.config import TrainConfig, flat
 from vitkit.workflows.plan import length, seconds_on
@@ -60,12 +60,12 @@ def cost(name: str, net: str) -> dict[str, Any]:
     As `vitkit plan --recipe NAME --accelerator TPUv3` has them; the share of the peak is assumed
     (vitkit.training.accelerators).
     """
-    recipe = {**PRETRAIN, **FINETUNE}[name]
-    assert recipe.data is not None
-    config = planning(name, recipe.data, net, any_net=True)
-    shape = net_config(config, recipe.data.classes)
+    data = find(name)[1].data
+    assert data is not None
+    config = planning(name, data, net, any_net=True)
+    shape = net_config(config, data.classes)
     seconds = seconds_on(CHIP, shape, config, "bf16", 1)
-    found = length(shape, config, recipe.data.images, seconds, 1)
+    found = length(shape, config, data.images, seconds, 1)
     return {"net": net, "exaflops": found["exaflops"], "core_days": found["device_days"]}
 
 
