@@ -26,6 +26,8 @@ def show_recipes(argv: list[str]) -> Any:
     elif words.name:
         for row in found:
             print(f"vitkit {row['verb']} DATA --recipe {row['recipe']}\n\n{row['text']}\n")
+            if row["choice"]:
+                print(f"{row['choice']}\n")
             if row["settings"]:
                 print(f"Settings with {row['settings']['model']}:\n{in_lines(row['settings'])}\n")
         print(found[0]["family"])

@@ -53,6 +53,15 @@ def test_the_links_of_the_page_lead_to_its_headings():
     assert linked == headings and len(linked) == len(list(every()))
 
 
+def test_it_is_told_what_the_authors_choose_among_and_by_what():
+    rows = {row[1]: described(*row)["choice"] for row in every()}
+    assert rows["table4-imagenet"] == (
+        "Learning rates: 0.003, 0.01, 0.03, of ResNets and hybrids 0.06 too, by 1% of the training "
+        "images."
+    )
+    assert rows["table4-vtab"] == "Learning rates: 0.01." and rows["jft-vit-b"] == ""
+
+
 def test_settings_leave_out_what_does_nothing():
     said = settings(planning("table4-cifar", IMAGENET))
     assert said["optimizer.momentum"] == 0.9 and "optimizer.betas" not in said
