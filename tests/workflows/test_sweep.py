@@ -316,8 +316,10 @@ def test_on_the_command_line_the_chosen_one_is_marked_and_the_next_command_works
     assert "trained on 1,294 images, scored on 144 others" in shown.err
     assert "trial 2 of 2: learning-rate 0.1, momentum 0.9" in shown.err
     words = lines[-2].removeprefix("Next: vitkit ").split()
-    assert words[:2] == ["predict", "runs/sweep/final/seed-0"]
-    assert main(["evaluate", words[1], "digits"]) == 0
+    assert words[:2] == ["predict", "runs/sweep/final/seed-0/last"]
+    assert main(["evaluate", words[1], "digits", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+    assert metrics["top1"] == pytest.approx(found["finals"][0]["score"], abs=0.005)
 
 
 def test_a_dry_run_tells_the_candidates_the_split_and_the_cost_and_writes_nothing(
