@@ -14,6 +14,7 @@ import vitkit
 from vitkit.cli import main
 
 DATA_PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+TRANSFER_PAGE = Path(__file__).parents[1] / "docs" / "transfer.md"
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
 COMMAND = re.compile(r"^vitkit (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w+)( fails)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -84,3 +85,14 @@ def test_the_commands_of_the_data_page_work_one_after_another(tmp_path, monkeypa
     for written in ("checked/quarantine.txt", "described/classes.png", "clean/duplicates.csv",
                     "digits.index/index.json", "all.index/index.json"):  # fmt: skip
         assert (tmp_path / written).is_file()
+
+
+def test_the_sweeps_of_the_transfer_page_work_one_after_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    section = TRANSFER_PAGE.read_text().partition("\n## Sweeps\n")[2].partition("\n## ")[0]
+    blocks = [text for language, _, text in BLOCK.findall(section) if language == "console"]
+    for words in [words for text in blocks for words in COMMAND.findall(text)]:
+        assert main(words.split()) == 0, f"vitkit {words}\n{capsys.readouterr().err}"
+    shown = json.loads((tmp_path / "runs" / "sweep" / "sweep.json").read_text())
+    assert shown["choice"] in [row["label"] for row in shown["trials"]]
+    assert len(json.loads((tmp_path / "runs" / "table4" / "sweep.json").read_text())["trials"]) == 4

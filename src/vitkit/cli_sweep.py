@@ -42,7 +42,8 @@ def sweep(words: Finetune, argv: list[str], task: Task, model: Model) -> Any:
         resume=words.resume, device=words.device,
     )  # fmt: skip
     print_sweep(found)
-    print(printable(f"Next: vitkit predict {found.final} IMAGES/ -o predictions.csv"))
+    net = found.final / "last"  # whose score was told; best/ is the best of several evaluations
+    print(printable(f"Next: vitkit predict {net} IMAGES/ -o predictions.csv"))
     return words, {"sweep": str(found.folder), "final": str(found.final), **found.record}
 
 

@@ -1,7 +1,9 @@
 """Sweeps on real digits: what is chosen, by which images, and that they go on where they were."""
 
 import json
+import shutil
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from vitkit.data.opening import digits
 from vitkit.data.source import ArraySource, Splits, Subset
 from vitkit.errors import UsageError, VitkitError
 from vitkit.training.config import TrainConfig, override
+from vitkit.workflows import sweep as workflow
 from vitkit.workflows.dev_split import dev_split
 from vitkit.workflows.finetune import finetune_on, recipe_config
-from vitkit.workflows.sweep import chosen, opening, result
+from vitkit.workflows.sweep import chosen, opening, result, usual_share
 from vitkit.workflows.task import open_task
 
 FAST = {"steps": 12, "batch_size": 16, "device": "cpu", "quiet": True}
@@ -160,15 +163,23 @@ def test_without_resume_a_sweep_is_left_alone_and_a_numbered_one_is_made(swept, 
     assert other.record["dev"]["images"] == len(dev_split(open_task("digits"), 0.2).val)
 
 
-def test_resumed_when_it_has_ended_nothing_is_run_again(base, tmp_path):
-    first = sweep(base, tmp_path / "s")
-    files = {path: path.stat().st_mtime_ns for path in first.folder.glob("*/*/metrics.jsonl")}
-    again = sweep(base, tmp_path / "s", resume="auto")
-    assert again.record == first.record and len(files) == 3
+@pytest.fixture
+def copy(swept, tmp_path):
+    """A copy of the sweep that has ended, to go on with."""
+    return Path(shutil.copytree(swept.folder, tmp_path / "copy"))
+
+
+def test_resumed_when_it_has_ended_nothing_is_run_again(copy, swept, base):
+    files = {path: path.stat().st_mtime_ns for path in copy.glob("*/*/metrics.jsonl")}
+    again = sweep(base, copy, seeds=2, resume="auto")
+    assert again.folder == copy and again.record == swept.record and len(files) == 4
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    more = sweep(base, tmp_path / "s", resume=str(first.folder), seeds=2)
-    assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert more.finals[0] == first.finals[0] and len(more.finals) == 2
+
+
+def test_more_seeds_can_be_trained_later(copy, swept, base):
+    more = sweep(base, copy, seeds=3, resume=str(copy))
+    assert more.finals[:2] == swept.finals and more.finals[2]["seed"] == 2
+    assert more.trials == swept.trials and more.record["result"]["seeds"] == 3
 
 
 @pytest.mark.parametrize(
@@ -191,22 +202,45 @@ def test_resumed_by_other_words_it_is_refused(change, said, swept, base):
     assert saved(swept.folder) == before
 
 
-def test_a_result_that_the_runs_own_record_does_not_bear_out_is_refused(base, tmp_path):
-    first = sweep(base, tmp_path / "s")
-    path = first.folder / first.trials[0]["folder"] / "metrics.jsonl"
+def test_a_result_that_the_runs_own_record_does_not_bear_out_is_refused(copy, swept, base):
+    path = copy / swept.trials[0]["folder"] / "metrics.jsonl"
     path.write_text(path.read_text().replace('"top1": 0.', '"top1": 0.9'))
     with pytest.raises(UsageError, match="last evaluation is not the one"):
-        sweep(base, tmp_path / "s", resume="auto")
+        sweep(base, copy, seeds=2, resume="auto")
 
 
-def test_a_trial_whose_folder_is_gone_is_run_again_to_the_same_result(base, tmp_path):
-    first = sweep(base, tmp_path / "s")
-    lost = first.folder / first.trials[1]["folder"]
-    for path in lost.iterdir():
-        path.unlink()
-    lost.rmdir()
-    again = sweep(base, tmp_path / "s", resume="auto")
-    assert again.trials[1]["metrics"] == first.trials[1]["metrics"] and lost.exists()
+def test_a_trial_whose_folder_is_gone_is_run_again_to_the_same_result(copy, swept, base):
+    row = swept.trials[1]
+    shutil.rmtree(copy / row["folder"])
+    again = sweep(base, copy, seeds=2, resume="auto")
+    assert again.trials[1]["metrics"] == row["metrics"]
+    assert records(copy / row["folder"]) == records(swept.folder / row["folder"])
+
+
+@pytest.mark.parametrize(("name", "call"), [("write", 2), ("remove", 1), ("write", 4)])
+def test_stopped_between_two_runs_it_goes_on_to_the_same_result(
+    name, call, swept, base, tmp_path, monkeypatch
+):
+    """When a result is known but not recorded, recorded but the weights not yet removed."""
+    left, original = [call], getattr(workflow, name)
+
+    def stopped(*given):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        original(*given)
+
+    monkeypatch.setattr(workflow, name, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(base, tmp_path / "s", seeds=2)
+    monkeypatch.undo()
+    found = sweep(base, tmp_path / "s", seeds=2, resume="auto")
+    for row, expected in zip(
+        [*found.trials, *found.finals], [*swept.trials, *swept.finals], strict=True
+    ):
+        assert row["metrics"] == expected["metrics"]
+        assert records(found.folder / row["folder"]) == records(swept.folder / row["folder"])
+    assert not list(found.folder.glob("trials/*/checkpoints"))
 
 
 def test_a_candidate_that_diverges_is_passed_over(base, tmp_path):
@@ -282,8 +316,10 @@ def test_on_the_command_line_the_chosen_one_is_marked_and_the_next_command_works
     assert "trained on 1,294 images, scored on 144 others" in shown.err
     assert "trial 2 of 2: learning-rate 0.1, momentum 0.9" in shown.err
     words = lines[-2].removeprefix("Next: vitkit ").split()
-    assert words[:2] == ["predict", "runs/sweep/final/seed-0"]
-    assert main(["evaluate", words[1], "digits"]) == 0
+    assert words[:2] == ["predict", "runs/sweep/final/seed-0/last"]
+    assert main(["evaluate", words[1], "digits", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+    assert metrics["top1"] == pytest.approx(found["finals"][0]["score"], abs=0.005)
 
 
 def test_a_dry_run_tells_the_candidates_the_split_and_the_cost_and_writes_nothing(
@@ -322,3 +358,20 @@ def test_minutes_are_for_each_run_and_that_is_said(base):
     config = TrainConfig(minutes=1.5)
     said = opening(open_task("digits"), {"images": 1, "train_images": 2}, [("a", config)], 1)
     assert "1.5 minutes for each run" in said
+
+
+def test_a_recipes_own_candidates_take_the_words_that_are_given(base, tmp_path, capsys):
+    words = ["--recipe", "table4-flowers-pets", "--sweep", "recipe", "--image-size", "8"]
+    assert main([*command(base, *words), "--steps", "2", "--out", str(tmp_path / "s")]) == 0
+    capsys.readouterr()
+    record = saved(tmp_path / "s")
+    rates = [row["fields"] for row in record["trials"]]
+    assert rates == [{"optimizer.learning_rate": rate} for rate in (0.001, 0.003, 0.01, 0.03)]
+    assert record["config"]["steps"] == 2 and record["config"]["batch_size"] == 16
+    assert record["config"]["optimizer"]["name"] == "sgd" and record["dev"]["share"] == 0.1
+    assert main([*command(base, *words), "--learning-rate", "0.1"]) == 2
+    assert "are the same config" in capsys.readouterr().err
+
+
+def test_a_recipe_says_the_share_of_its_dev_split():
+    assert usual_share("table4-cifar") == 0.02 and usual_share("quickstart") == 0.1

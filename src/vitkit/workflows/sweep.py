@@ -200,6 +200,10 @@ def checked(
         raise UsageError(f"--seeds is {seeds}; it must be at least 1")
     if len(candidates) < 2:
         raise UsageError("a sweep over one candidate chooses nothing; give more, or no --sweep")
+    for place, (label, config) in enumerate(candidates):
+        twin = next((other for other, same in candidates[:place] if same == config), None)
+        if twin is not None:
+            raise UsageError(f"{twin} and {label} are the same config; leave out what sets both")
     trial = dev_split(task, dev_share)
     for label, config in candidates:
         try:
