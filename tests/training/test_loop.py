@@ -33,8 +33,10 @@ def setup(steps=10, engine=ENGINE, **fields):
 
 def state_of(given, seed=0):
     torch.manual_seed(seed)
-    dropout = given.config.dropout
-    net = build("ViT-Pico/4", 10, 8, dropout=dropout)
+    config = given.config
+    net = build(
+        "ViT-Pico/4", 10, 8, dropout=config.dropout, stochastic_depth=config.stochastic_depth
+    )
     torch.nn.init.normal_(net.head.weight, std=0.1)  # a head of zeros hides what comes before it
     return fresh_state(net, given.config, given.engine)
 
