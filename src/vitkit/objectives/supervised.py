@@ -19,7 +19,8 @@ def cross_entropy(
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Logits (B, K) of any float type, labels (B,) int64 or (B, K) -> the mean loss, float32.
+    """Logits (B, K) of any float type, labels (B,) int64 or (B, K) -> the mean loss, in float32
+    at least.
 
     Labels (B, K) are targets between 0 and 1: of mixed images the shares of their classes, or with
     "sigmoid" a one for each of several labels. With "softmax" they are used as they are, so each
@@ -32,7 +33,7 @@ def cross_entropy(
     since each of several labels has a loss of its own. The sum is divided by B all the same, so
     that parts of a batch add up.
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.ndim == 2:
         labels = labels.to(logits.dtype)
     if loss == "softmax":
