@@ -82,6 +82,21 @@ def test_the_gradient_is_clipped_to_the_global_norm():
     assert float(clipped) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_a_step_moves_each_layer_by_its_own_learning_rate():
+    moved = {}
+    for decay in (1.0, 0.5):
+        optimizer = OptimizerConfig("sgd", weight_decay=0.0, layer_decay=decay)
+        given = setup(optimizer=optimizer, polyak=0.0)
+        state = state_of(given)
+        before = {name: p.detach().clone() for name, p in state.net.named_parameters()}
+        train_step(given, state, first_batch(given), 0.1)
+        moved[decay] = {n: p.detach() - before[n] for n, p in state.net.named_parameters()}
+    for name, share in (("head.weight", 1), ("blocks.3.mlp.dense1.weight", 0.5),
+                        ("blocks.0.mlp.dense1.weight", 0.5**4),
+                        ("patch_embedding.weight", 0.5**5)):  # fmt: skip
+        torch.testing.assert_close(moved[0.5][name], share * moved[1.0][name], rtol=2e-3, atol=1e-7)
+
+
 def test_no_clipping_when_the_norm_is_zero():
     given = setup(optimizer=OptimizerConfig(clip_norm=0.0))
     state = state_of(given)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from vitkit.models.variants import config as net_config
-from vitkit.training.config import OptimizerConfig, TrainConfig
+from vitkit.training.config import LoraConfig, OptimizerConfig, TrainConfig
 from vitkit.training.memory import largest_batch, memory
 
 # What a process takes once, for libraries and their threads, is taken by a small run before.
@@ -18,7 +18,7 @@ import ctypes, gc, json, pathlib, sys, torch
 from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
 from vitkit.models.variants import build
-from vitkit.training.config import OptimizerConfig, TrainConfig
+from vitkit.training.config import LoraConfig, OptimizerConfig, TrainConfig
 from vitkit.training.step import Setup, fresh_state, train_step
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
@@ -34,6 +34,7 @@ def steps(model, side, batch, accumulation, compiled, number):
     config = TrainConfig(
         model=model, image_size=(side, side), batch_size=batch, accumulation=accumulation,
         polyak=case["polyak"], optimizer=OptimizerConfig(case["optimizer"]),
+        freeze=tuple(case["freeze"]), lora=LoraConfig(case["rank"]),
     )
     precision = Precision(case["precision"], "")
     engine = Engine(torch.device("cpu"), precision, 2, compiled, case["checkpointing"])
@@ -82,10 +83,27 @@ CASES = {
         "small": ("ViT-Pico/8", 64),
     },
 }  # fmt: skip
-QUICK = ("ViT-S/16 in bf16", "ViT-Ti/16, SGD, average, two parts")
+SOME = {  # of the weights are trained
+    "the head alone": {"freeze": ("*", "!head.*"), "batch": 64},
+    "the upper half": {
+        "freeze": ("patch_embedding.*", "class_token", "position_embedding", "blocks.[0-5].*"),
+    },
+    "adapters": {"rank": 8},
+}
+CASES |= {
+    f"{what}, {precision}, {checkpointing}": {
+        "model": "ViT-S/16", "batch": 32, "precision": precision, "checkpointing": checkpointing,
+        "polyak": 0.9, "small": ("ViT-Pico/8", 64), **how,
+    }
+    for what, how in SOME.items() for precision in ("fp32", "bf16")
+    for checkpointing in ("none", "full")
+}  # fmt: skip
+QUICK = (
+    "ViT-S/16 in bf16", "ViT-Ti/16, SGD, average, two parts", "adapters, bf16, none",
+)  # fmt: skip
 DEFAULTS = {
     "side": 224, "precision": "fp32", "checkpointing": "none", "compiled": False, "polyak": 0.0,
-    "optimizer": "adamw", "accumulation": 1,
+    "optimizer": "adamw", "accumulation": 1, "freeze": (), "rank": 0,
 }  # fmt: skip
 
 
@@ -103,7 +121,8 @@ def measured(case):
 def planned(case):
     config = TrainConfig(
         batch_size=case["batch"], accumulation=case["accumulation"], polyak=case["polyak"],
-        optimizer=OptimizerConfig(case["optimizer"]),
+        optimizer=OptimizerConfig(case["optimizer"]), freeze=case["freeze"],
+        lora=LoraConfig(case["rank"]),
     )  # fmt: skip
     return memory(
         net_config(case["model"], 1000, case["side"]), config,

@@ -49,7 +49,8 @@ def lines(found: dict[str, Any]) -> list[str]:
 def in_words(parameters: int, trained: int) -> str:
     """How many parameters a net has, and how many are trained where that is fewer."""
     text = f"{parameters / 1e6:.2f} M parameters"
-    return f"{text}, {trained / 1e6:.2f} M trained" if trained < parameters else text
+    some = f"{trained / 1e6:.2f} M" if trained >= 10_000 else f"{trained:,}"
+    return f"{text}, {some} trained" if trained < parameters else text
 
 
 def clock(seconds: float) -> str:

@@ -47,7 +47,7 @@ def choose_fitting(
         return kinds[0], *ways[0]
     limit = int(limit * (1 - SPARE))
     images = math.ceil(config.batch_size / world.size / config.accumulation)
-    if surely_fits(net, images, limit):
+    if not config.lora.rank and surely_fits(net, images, limit):
         return kinds[0], *ways[0]
     from vitkit.training.memory import memory  # a second that small runs do without
 

@@ -29,6 +29,7 @@ from vitkit.training.config import TrainConfig
 from vitkit.training.fitting import choose_fitting
 from vitkit.training.log import RunLog, numbers
 from vitkit.training.loop import Training
+from vitkit.training.optimizers import layer_scales
 from vitkit.training.parallel import Engine, choose_compile, shardings
 from vitkit.training.precision import (
     Precision,
@@ -247,6 +248,7 @@ def choose_engine(
     `net` is a `trained.skeleton`.
     """
     check_parts(net, config, world)
+    layer_scales(net, config.optimizer.layer_decay)  # refused where it cannot be
     engine = choose_computing(config, net, images, device, world)
     checkpointing, sharding, over = choose_fitting(
         net.config, config, device, engine.precision.name, engine.compile, world
