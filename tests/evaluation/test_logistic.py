@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
 from vitkit.evaluation.logistic import fit_logistic
@@ -15,6 +16,13 @@ DIGITS = load_digits()
 X = torch.tensor(DIGITS.data, dtype=torch.float32)  # (1797, 64); some pixels are always 0
 Y = torch.tensor(DIGITS.target)
 FIT, APART = slice(0, 600), slice(600, None)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Those of scikit-learn spin, and wait for each other where cores are shared."""
+    with threadpool_limits(1):
+        yield
 
 
 def standardised():
@@ -70,9 +78,7 @@ def test_rows_worked_through_in_parts_give_the_same_fit(monkeypatch):
 def test_weighted_classes_are_fitted_as_scikit_learn_weights_them():
     rare = torch.cat([torch.where(Y[FIT] != 3)[0], torch.where(Y[FIT] == 3)[0][:4]])
     weights = class_weights(Y[rare].bincount().tolist(), 1.0)
-    [(weight, bias)] = fit_logistic(
-        X[rare], Y[rare], 10, penalties=[1e-2], class_weights=weights
-    )
+    [(weight, bias)] = fit_logistic(X[rare], Y[rare], 10, penalties=[1e-2], class_weights=weights)
     scaler = StandardScaler().fit(X[rare].numpy())
     theirs = LogisticRegression(
         C=1 / (len(rare) * 1e-2), max_iter=5000, tol=1e-8,

@@ -117,7 +117,9 @@ def test_the_recall_of_each_class_is_scikit_learns_over_the_classes_that_occur(
     logits, labels = random_case(images, classes, seed)
     result = top_k(flat, batches_of(logits, labels, size))
     names = np.arange(classes)
-    expected = recall_score(labels, logits.argmax(1), labels=names, average=None, zero_division=np.nan)
+    expected = recall_score(
+        labels, logits.argmax(1), labels=names, average=None, zero_division=np.nan
+    )
     assert result["class_recall"] == [
         None if np.isnan(share) else pytest.approx(share) for share in expected
     ]
