@@ -1,11 +1,16 @@
-"""top_k: every image counts once, whatever the batches and however many labels it has."""
+"""top_k: every image and every class counts, whatever the batches and however many the labels."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    log_loss,
+    recall_score,
+    top_k_accuracy_score,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +30,10 @@ def batches_of(logits: Tensor, labels: Tensor, size: int) -> list[Batch]:
 
 def flat(images: Tensor) -> Tensor:
     return images.flatten(1)
+
+
+def numbers(found: dict) -> dict[str, float]:
+    return {name: value for name, value in found.items() if not isinstance(value, list)}
 
 
 def random_case(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +77,7 @@ def test_with_fewer_classes_than_five_top_5_is_one():
 def test_other_numbers_of_guesses_can_be_asked_for():
     logits, labels = random_case(50, 9, seed=1)
     result = top_k(flat, batches_of(logits, labels, 8), ks=(1, 3))
-    assert set(result) == {"top1", "top3", "loss", "images"}
+    assert {"top1", "top3", "loss", "images"} < set(result) and "top5" not in result
     assert result["top3"] == pytest.approx(top_k_accuracy_score(labels, logits, k=3))
 
 
@@ -76,7 +85,9 @@ def test_bfloat16_logits_are_compared_and_summed_in_float32():
     logits, labels = random_case(64, 9, seed=2)
     rounded = logits.bfloat16()
     half = top_k(flat, batches_of(rounded, labels, 64))
-    assert half == pytest.approx(top_k(flat, batches_of(rounded.float(), labels, 64)), rel=1e-6)
+    whole = top_k(flat, batches_of(rounded.float(), labels, 64))
+    assert numbers(half) == pytest.approx(numbers(whole), rel=1e-6)
+    assert half["class_recall"] == whole["class_recall"]
 
 
 def test_no_images_are_an_error():
@@ -90,6 +101,53 @@ def test_features_come_with_their_labels_in_order_and_in_float32():
     assert features.dtype == torch.float32
     assert torch.equal(features, logits.bfloat16().float())
     assert torch.equal(found, labels)
+
+
+# The recall of each class
+
+
+@given(
+    images=st.integers(1, 60), classes=st.integers(2, 12), size=st.integers(1, 70),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_the_recall_of_each_class_is_scikit_learns_over_the_classes_that_occur(
+    images, classes, size, seed
+):
+    logits, labels = random_case(images, classes, seed)
+    result = top_k(flat, batches_of(logits, labels, size))
+    names = np.arange(classes)
+    expected = recall_score(
+        labels, logits.argmax(1), labels=names, average=None, zero_division=np.nan
+    )
+    assert result["class_recall"] == [
+        None if np.isnan(share) else pytest.approx(share) for share in expected
+    ]
+    assert result["class_images"] == np.bincount(labels, minlength=classes).tolist()
+    assert result["mean_class_recall"] == pytest.approx(np.nanmean(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_recalls_weighted_by_their_images_are_the_top_1_share_also_where_classes_are_equal(
+    dtype,
+):
+    logits, labels = random_case(300, 4, seed=5)
+    result = top_k(flat, batches_of(logits.round().to(dtype), labels, 64))
+    shares = np.average(result["class_recall"], weights=result["class_images"])
+    assert shares == pytest.approx(result["top1"])
+
+
+@given(images=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_of_several_labels_each_is_found_where_its_sigmoid_is_above_a_half(images, size, seed):
+    logits, labels = several_labels(images, 7, seed)
+    result = top_k(flat, batches_of(logits, labels, size))
+    found = logits.sigmoid() > 0.5
+    expected = recall_score(labels, found, average=None, zero_division=np.nan)
+    assert result["class_recall"] == [
+        None if np.isnan(share) else pytest.approx(share) for share in expected
+    ]
+    assert result["mean_class_recall"] == pytest.approx(np.nanmean(expected))
 
 
 # Several labels for an image
@@ -161,7 +219,9 @@ def test_several_processes_find_what_one_finds():
         total=lambda _: torch.stack([sums for sums, _ in told]).sum(0),
         of_all=lambda _: [kept for _, kept in told],
     )
-    assert together == pytest.approx(one)
+    assert numbers(together) == pytest.approx(numbers(one))
+    assert together["class_recall"] == one["class_recall"]
+    assert together["class_images"] == one["class_images"] == labels.sum(0).int().tolist()
 
 
 def test_a_process_without_images_finds_what_the_others_find():
@@ -170,14 +230,18 @@ def test_a_process_without_images_finds_what_the_others_find():
     kept = [(logits.numpy(), labels.bool().numpy())]
     labelled = int(labels.any(1).sum())
     right = [one[name] * labelled for name in ("top1", "top5")]
-    sums = torch.tensor([*right, labelled, 9, 9 * one["loss"]]).double()
+    images = torch.tensor(one["class_images"])
+    recall = torch.tensor([share or 0.0 for share in one["class_recall"]]).double()
+    by_class = [*(recall * images).round().tolist(), *images.tolist()]
+    sums = torch.tensor([*right, labelled, 9, 9 * one["loss"], *by_class]).double()
     found = top_k(
         flat,
-        [],
+        [Batch(torch.zeros(0, 1, 1, 7), torch.zeros(0, dtype=torch.int64))],
         total=lambda _: sums,
         of_all=lambda own: [own, kept],
     )
-    assert found == pytest.approx(one)
+    assert numbers(found) == pytest.approx(numbers(one))
+    assert found["class_recall"] == one["class_recall"]
 
 
 def test_images_without_any_label_are_an_error_that_says_so():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitkit.objectives.supervised import cross_entropy
+from vitkit.objectives.supervised import class_weights, cross_entropy
 
 
 def random_case(batch: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -135,3 +135,61 @@ def test_a_row_without_labels_asks_sigmoid_for_none_of_the_classes(smoothing):
     expected = F.binary_cross_entropy_with_logits(logits, targets) * 4
     loss = cross_entropy(logits, torch.zeros(3, 4), "sigmoid", smoothing)
     torch.testing.assert_close(loss, expected)
+
+
+# Classes weighted
+
+
+def test_class_weights_go_by_a_power_of_the_images_and_have_the_mean_1_over_them():
+    weights = class_weights([8, 2, 0], 1.0)
+    assert weights.tolist() == pytest.approx([0.625, 2.5, 1.0])  # 8 x 0.625 = 2 x 2.5 = 10 / 2
+    half = class_weights([9, 1], 0.5)  # in proportion to 1/3 and 1, 9 a + b = 10
+    assert half.tolist() == pytest.approx([5 / 6, 2.5])
+    assert class_weights([5, 5, 5], 1.0).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_softmax_weights_the_loss_of_each_image_and_divides_by_all_of_them():
+    logits = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])  # shares 3/4, 1/4 and 1/2, 1/2
+    weights = torch.tensor([0.5, 2.0])
+    loss = cross_entropy(logits, torch.tensor([0, 1]), class_weights=weights)
+    assert float(loss) == pytest.approx((0.5 * math.log(4 / 3) + 2 * math.log(2)) / 2)
+
+
+def test_sigmoid_weights_the_positive_terms_of_each_class():
+    logits = torch.tensor([[math.log(3), 0.0]])  # sigmoids 3/4 and 1/2
+    weights = torch.tensor([0.5, 2.0])
+    several = cross_entropy(logits, torch.tensor([[1.0, 1.0]]), "sigmoid", 0.0, weights)
+    assert float(several) == pytest.approx(0.5 * math.log(4 / 3) + 2 * math.log(2))
+    none = cross_entropy(logits, torch.tensor([[0.0, 0.0]]), "sigmoid", 0.0, weights)
+    assert float(none) == pytest.approx(math.log(4) + math.log(2))  # negatives weigh as ever
+    one = cross_entropy(logits, torch.tensor([1]), "sigmoid", 0.0, weights)
+    assert float(one) == pytest.approx(math.log(4) + 2 * math.log(2))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_mixed_rows_weigh_by_the_shares_of_their_classes(smoothing):
+    logits, labels = random_case(6, 4)
+    others, weights = labels.roll(1), torch.tensor([0.2, 0.5, 1.0, 3.0])
+    rows = 0.7 * F.one_hot(labels, 4) + 0.3 * F.one_hot(others, 4)
+    each = F.cross_entropy(logits, rows, reduction="none", label_smoothing=smoothing)
+    expected = (each * (0.7 * weights[labels] + 0.3 * weights[others])).mean()
+    loss = cross_entropy(logits, rows, "softmax", smoothing, weights)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_one_change_nothing(loss, smoothing):
+    logits, labels = random_case(6, 4)
+    weighted = cross_entropy(logits, labels, loss, smoothing, torch.ones(4))
+    torch.testing.assert_close(weighted, cross_entropy(logits, labels, loss, smoothing))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_weighted_losses_of_parts_add_up_to_that_of_the_batch(loss):
+    logits, labels = random_case(8, 4)
+    weights = torch.tensor([0.2, 0.5, 1.0, 3.0])
+    whole = cross_entropy(logits, labels, loss, 0.0, weights)
+    pairs = zip(logits.split(3), labels.split(3), strict=True)
+    parts = [cross_entropy(x, y, loss, 0.0, weights) * len(x) / 8 for x, y in pairs]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)

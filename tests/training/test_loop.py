@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from vitkit.training.log import RunLog
 from vitkit.training.loop import Training, learning_rates
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
+from vitkit.training.saving import load_state, newest_state
 from vitkit.training.step import Diverged, Setup, check_finite, fresh_state, train_step
 from vitkit.training.stopping import Interrupted
 from vitkit.training.timing import steps_in
@@ -230,3 +233,82 @@ def test_a_time_budget_becomes_steps_without_touching_the_state():
     assert short > 1
     assert torch.equal(weights(state.net), before) and state.step == norms
     assert not state.optimizer.state
+
+
+# Early stopping
+
+
+def run_of(given, folder, values, state=None):
+    """A run whose evaluations find these shares, one after another -> (state, its records)."""
+    state, found = state or state_of(given), iter(values)
+    path = folder / "metrics.jsonl"
+    with RunLog(path, given.steps, quiet=True) as log:
+
+        def evaluate(net, pulse):
+            return {"top1": next(found), "loss": 1.0}
+
+        arguments = (given, state, stream_of(given), evaluate, lambda: None, log)
+        Training(*arguments, folder / "checkpoints").to_the_end()
+    return state, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_ends_after_so_many_evaluations_in_a_row_without_a_better_one(tmp_path):
+    given = setup(steps=40, evaluate_every=2, batch_size=4, early_stopping=3)
+    state, records = run_of(given, tmp_path, [0.5, 0.4, 0.4, 0.6, 0.6, 0.1, 0.5])
+    assert state.step == 14 and state.best["top1"] == 0.6
+    assert [r["step"] for r in records if r["kind"] == "early_stop"] == [14]
+    assert newest_state(tmp_path / "checkpoints")[0].name == "step-00000014"
+
+
+def test_a_run_whose_evaluations_get_better_again_in_time_goes_to_its_end(tmp_path):
+    given = setup(steps=8, evaluate_every=2, batch_size=4, early_stopping=2)
+    state, records = run_of(given, tmp_path, [0.5, 0.4, 0.6, 0.5])
+    assert state.step == 8 and not [r for r in records if r["kind"] == "early_stop"]
+
+
+def test_what_was_counted_before_a_stop_counts_after_it(tmp_path):
+    given = setup(steps=40, evaluate_every=2, batch_size=4, early_stopping=3)
+    run_of(given, tmp_path, [0.5, 0.4, 0.4, 0.4])
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000008")
+    state = state_of(given)
+    load_state(newest_state(tmp_path / "checkpoints")[0], state)
+    assert (state.step, state.without_better) == (6, 2)
+    state, records = run_of(given, tmp_path, [0.4], state)
+    assert state.step == 8
+    assert [r["step"] for r in records if r["kind"] == "evaluation"] == [2, 4, 6, 8]
+    state, again = run_of(given, tmp_path, [], state)  # an ended run: no step, no evaluation
+    assert state.step == 8 and again == records
+
+
+def test_with_early_stopping_twenty_evaluations_are_made_in_a_run_and_their_time_is_counted(
+    monkeypatch,
+):
+    assert setup(steps=100).evaluate_every == 25
+    assert setup(steps=100, early_stopping=2).evaluate_every == 5
+    assert setup(steps=100, early_stopping=2, evaluate_every=50).evaluate_every == 50
+    monkeypatch.setattr("vitkit.training.timing.seconds_of_a_step", lambda *_: 0.1)
+    few, many = (
+        steps_in(100, given, torch.nn.Identity(), torch.nn.Identity(), stream_of(given), 480)
+        for given in (setup(), setup(early_stopping=2))
+    )  # an evaluation takes as long as ten steps
+    assert few == pytest.approx(960, abs=5) and many == pytest.approx(800, abs=5)
+
+
+# Classes weighted
+
+
+def test_class_weights_change_the_step_and_accumulated_parts_move_the_weights_as_a_whole_batch():
+    plain = setup()
+    counts = (10, 100, 100, 100, 100, 100, 100, 100, 100, 100)
+    whole, divided = (
+        replace(setup(loss_balance=1.0, accumulation=parts), class_images=counts)
+        for parts in (1, 3)
+    )
+    states = [state_of(given) for given in (plain, whole, divided)]
+    losses = []
+    for given, state in zip((plain, whole, divided), states, strict=True):
+        losses.append(train_step(given, state, first_batch(plain), 0.0)[0])
+    torch.testing.assert_close(losses[1], losses[2])
+    assert not torch.allclose(losses[0], losses[1])
+    for p, q in zip(states[1].net.parameters(), states[2].net.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6)

@@ -125,3 +125,25 @@ def test_a_failure_of_the_main_process_ends_all_with_one_sentence(tmp_path):
     assert result.returncode == 2
     assert result.stderr.count("vitkit:") == 1 and "no saved state" in result.stderr
     assert os.listdir(out) == ["config.json"]
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_all_start_from_the_same_linear_probe_and_end_early_together(tmp_path, alone, sharding):
+    words = ["finetune", "digits", "--from", str(alone), "--device", "cpu", "--precision", "fp32",
+             "--batch-size", "16", "--steps", "40", "--linear-probe", "--early-stopping", "2",
+             "--loss-balance", "0.5", "--learning-rate", "1e-7"]  # fmt: skip
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    several = [*words, "--out", str(tmp_path / "two"), "--gpus", "2", "--sharding", sharding]
+    result = subprocess.run(
+        [sys.executable, "-m", "vitkit", *several, "--json"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert said.count("linear probe: ") == said.count("ended at step 4 of 40") == 1
+    assert json.loads(result.stdout.splitlines()[-1])["steps"] == 4
+    one, two = (records(tmp_path / name, "evaluation") for name in ("one", "two"))
+    assert [r["step"] for r in two] == [0, 2, 4]
+    for name in ("top1", "mean_class_recall"):
+        assert two[0][name] == pytest.approx(one[0][name], abs=1e-6)
+    check_same(tmp_path / "two", tmp_path / "one")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitkit.objectives.supervised import Loss, cross_entropy
 
-L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # penalties to choose from
+L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # penalties to choose from
 ITERATIONS = 200  # of L-BFGS, at most
 AT_ONCE = 4096  # rows whose logits are held at once: of 21,843 classes they take 360 MB
 

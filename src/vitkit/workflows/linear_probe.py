@@ -46,20 +46,19 @@ def fit_head(net: Net, setup: Setup, task: Task) -> str:
     net.to(setup.engine.device).eval()
     x, y = features(net, setup, Without(pool, held), bad)
     classes, loss, weights = setup.classes, setup.config.loss, setup.class_weights
-    l2, told = BLIND, "too few images to choose the penalty by"
+    penalties, told = [BLIND], "too few images to choose the penalty by"
     if len(held):
         apart, labels = features(net, setup, Subset(pool, held), bad)
-        fits = fit_logistic(x, y, classes, loss, class_weights=weights)
+        fits = fit_logistic(x, y, classes, loss, L2, weights)
         scores = [scored(apart, labels, *fit) for fit in fits]
         best = max(range(len(fits)), key=lambda number: scores[number])
-        l2, (share, _) = L2[best], scores[best]
+        penalties, (share, _) = L2[: best + 1], scores[best]  # on the same way to the best
         x, y = torch.cat([x, apart]), torch.cat([y, labels])
         told = f"{share:.1%} {what_of(labels)} on {len(apart):,} held-out images"
-    [(weight, bias)] = fit_logistic(x, y, classes, loss, [l2], weights)
-    put(net, weight, bias)
+    put(net, *fit_logistic(x, y, classes, loss, penalties, weights)[-1])
     net.cpu()
     of = "" if pool is task.train else f" of {len(task.train):,}"
-    return f"linear probe: {told}, l2 {l2:g}, {len(x):,}{of} images to train on"
+    return f"linear probe: {told}, l2 {penalties[-1]:g}, {len(x):,}{of} images to train on"
 
 
 def features(net: Net, setup: Setup, source: Source, bad: BadImages) -> tuple[Tensor, Tensor]:
