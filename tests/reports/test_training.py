@@ -1,8 +1,12 @@
 """report.html of a run."""
 
 import json
+import re
+
+import pytest
 
 import vitkit
+from vitkit.reports.classes import OfClass
 from vitkit.reports.training import write_report
 
 
@@ -19,3 +23,22 @@ def test_what_went_wrong_is_in_the_report_and_damaged_lines_are_passed_over(tmp_
     page = write_report(run.folder).read_text()
     assert "<th>step 3</th><td>the gradient was not finite; nothing was changed" in page
     assert "<th>step 1,234</th><td>the loss shot up; back to step 2, without batches 1,000" in page
+
+
+def test_the_recall_of_each_class_is_a_table_the_lowest_first(tmp_path):
+    run = vitkit.pretrain("digits", out=tmp_path / "run", steps=4, batch_size=16, quiet=True)
+    page = (run.folder / "report.html").read_text()
+    rows = re.findall(r"<tr><td>(\d)</td>\n<td .*?>([\d.]+)%</td>\n<td .*?>(\d+)</td>", page)
+    assert {name: int(images) for name, _, images in rows} == run.class_images
+    shares = [float(share) for _, share, _ in rows]
+    assert shares == sorted(shares)
+    assert shares == pytest.approx([100 * run.class_recall[name] for name, _, _ in rows], abs=0.01)
+    assert f"mean {run.metrics['mean_class_recall']:.2%} of 10 classes" in page
+
+
+def test_names_of_classes_are_text_in_the_report(tmp_path):
+    run = vitkit.pretrain("digits", out=tmp_path / "run", steps=4, batch_size=16, quiet=True)
+    many = [OfClass(f"<b>{n}", 0.5, 1234) for n in range(30)]
+    page = write_report(run.folder, many, several=True).read_text()
+    assert "&lt;b&gt;29" in page and "<b>" not in page
+    assert "<details><summary>mean 50.00% of 30 labels" in page  # of many it is opened by a click
