@@ -86,6 +86,9 @@ def test_few_shot_accuracy_is_that_of_big_vision_to_one_test_image(case):
         "cosine_total100_base0.001_warmup10",
         "linear_total1000_base0.003_warmup100",
         "cosine_total500_base0.03_warmup0",
+        "stairs_total500_base0.003_warmup100",
+        "stairs_total10000_base0.003_warmup500",
+        "stairs_total20000_base0.003_warmup500",
     ],
 )
 def test_learning_rates_are_those_of_the_authors_schedules(name):
@@ -93,7 +96,8 @@ def test_learning_rates_are_those_of_the_authors_schedules(name):
         r"(\w+)_total(\d+)_base([\d.]+)_warmup(\d+)", name
     ).groups()
     arrays = golden("learning-rate-schedules")
-    schedule = warmup_decay(kind, float(base), int(total), int(warmup))
+    stairs = (0.4, 0.6, 0.8) if total == "500" else (0.3, 0.6, 0.9)
+    schedule = warmup_decay(kind, float(base), int(total), int(warmup), stairs=stairs)
     ours = [float(schedule(int(step))) for step in arrays[f"{name}_steps"]]
     expected = arrays[f"{name}_lr"]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * expected.max())
@@ -114,7 +118,7 @@ def test_every_golden_case_is_complete_and_none_of_its_outputs_goes_untested():
     """The lists above are written out; this says when the files hold more than they do."""
     positions, schedules = golden("position-embedding-resize"), golden("learning-rate-schedules")
     assert len(positions) == 2 * 5
-    assert len(schedules) == 2 * 3
+    assert len(schedules) == 2 * 6
     assert len(golden("preprocess-direct-resize")) == 2
     assert {folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} == {
         *CHECKPOINTS, "position-embedding-resize", "few-shot-least-squares",

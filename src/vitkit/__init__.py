@@ -25,7 +25,7 @@ FACE = {
     "evaluate": "vitkit.workflows.evaluate",
     "demo": "vitkit.workflows.demo",
 }
-PACKAGES = ("evaluation", "training")  # vitkit.evaluation.fewshot, vitkit.training.schedules
+PACKAGES = ("evaluation", "recipes", "training")  # vitkit.recipes.candidates, and so on
 
 __version__ = "0.1.0"
 __all__ = [

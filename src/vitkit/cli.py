@@ -323,7 +323,7 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
 
 def plan(argv: list[str]) -> Any:
     words = parse(Plan(config=recipes.pretraining("quickstart", DataFacts())), "plan", argv)
-    name = named("recipe", words.config.recipe, recipes.PRETRAIN | recipes.FINETUNE)
+    verb, recipe = recipes.find(words.config.recipe)
     for name in ("images", "classes", "gpus"):
         value = getattr(words, name)
         if value is not None and value < 1:
@@ -335,8 +335,7 @@ def plan(argv: list[str]) -> Any:
     from vitkit.workflows.pretrain import net_config
     from vitkit.workflows.task import open_task
 
-    verb = "pretrain" if name in recipes.PRETRAIN else "finetune"
-    given = (recipes.PRETRAIN if verb == "pretrain" else recipes.FINETUNE)[name].data or DataFacts()
+    given = recipe.data or DataFacts()
     facts = replace(
         given, images=words.images or given.images, classes=words.classes or given.classes
     )
@@ -344,8 +343,9 @@ def plan(argv: list[str]) -> Any:
         facts = open_task(words.data, words.config.data).facts()
     elif "--image-size" in argv:
         facts = replace(facts, side=words.config.image_size[0])
-    recipe = recipes.planning(name, facts, asked_net(words, argv), words.any_net)
-    words = with_length(parse(Plan(config=recipe), "plan", argv), argv)
+    model = asked_net(words, argv)
+    config = recipes.planning(words.config.recipe, facts, model, words.any_net)
+    words = with_length(parse(Plan(config=config), "plan", argv), argv)
     net = net_config(words.config, facts.classes)
     found = plan(
         net, words.config, facts.images, processes=words.gpus, probe=words.probe,
@@ -353,7 +353,7 @@ def plan(argv: list[str]) -> Any:
     )  # fmt: skip
     print("\n".join(lines(found)))
     print_memory(found)
-    how = "" if name == "quickstart" else f" --recipe {name}"
+    how = "" if config.recipe == "quickstart" else f" --recipe {config.recipe}"
     how += " --from CHECKPOINT" if verb == "finetune" else f' --model "{words.config.model}"'
     print(f"Next: vitkit {verb} DATA{how}")
     return words, found

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitkit import recipes
-from vitkit.errors import UsageError, named
+from vitkit.errors import UsageError
+from vitkit.recipes import find
 from vitkit.terminal import print_columns
 from vitkit.words import Recipes, parse
 
@@ -16,7 +16,7 @@ def show_recipes(argv: list[str]) -> Any:
     if words.name and words.out:
         raise UsageError("-o writes the page of all recipes; leave NAME out")
     if words.name:
-        named("recipe", words.name, {**recipes.PRETRAIN, **recipes.FINETUNE})
+        find(words.name)
     from vitkit.workflows.recipes import described, every, in_lines, write_page
 
     found = [described(*known) for known in every(words.name or None)]
@@ -26,6 +26,8 @@ def show_recipes(argv: list[str]) -> Any:
     elif words.name:
         for row in found:
             print(f"vitkit {row['verb']} DATA --recipe {row['recipe']}\n\n{row['text']}\n")
+            if row["choice"]:
+                print(f"{row['choice']}\n")
             if row["settings"]:
                 print(f"Settings with {row['settings']['model']}:\n{in_lines(row['settings'])}\n")
         print(found[0]["family"])
@@ -37,8 +39,8 @@ def show_recipes(argv: list[str]) -> Any:
             right=(4, 5),
         )  # fmt: skip
         print(
-            "\nCosts are of the first net (where any will do, ViT-B/16) on the data that the recipe is "
-            "for,\nin days of a TPUv3 core at an assumed 40 % of its peak."
+            "\nCosts are of the first net (where any will do, ViT-B/16) on the data that a recipe "
+            "is for,\nin days of a TPUv3 core at an assumed 40 % of its peak."
         )
     print(f"Next: {following(words, found)}")
     return words, {"recipes": found}

@@ -86,12 +86,19 @@ def change_weights(path: Path, data: bytes) -> None:
     [
         {},
         {"pooling": "mean", "gelu": "erf", "norm_eps": 1e-12},
-        {"hidden_head": True, "dropout": 0.1, "head_bias": -10.0},
+        {"hidden_head": True, "dropout": 0.1, "stochastic_depth": 0.2, "head_bias": -10.0},
     ],
 )
 def test_what_is_written_is_read_back_exactly(tmp_path, options):
     original = bundle(**options)
     write_bundle(tmp_path / "bundle", original)
+    assert_same(read_bundle(tmp_path / "bundle"), original)
+
+
+def test_a_bundle_from_before_nets_had_stochastic_depth_has_none(tmp_path):
+    original = bundle(dropout=0.1)
+    write_bundle(tmp_path / "bundle", original)
+    change_config(tmp_path / "bundle", architecture__stochastic_depth=...)
     assert_same(read_bundle(tmp_path / "bundle"), original)
 
 
@@ -353,6 +360,7 @@ HUGE = 10**12
         ("architecture__gelu", ["tanh"]),
         ("architecture__norm_eps", "small"),
         ("architecture__dropout", 1.5),
+        ("architecture__stochastic_depth", 1.0),
         ("architecture__head_bias", "none"),
         ("preprocessing__image_size", ...),
         ("preprocessing__image_size", [8.0, 8.0]),

@@ -372,6 +372,7 @@ LOST = [  # (format, file, config, preprocessing, the beginnings of what is said
     ("hf", "net", vit(), PLAIN, [ALIASED]),
     ("timm", "net", vit(), PLAIN, [ALIASED]),
     ("timm", "net", vit(dropout=0.1), None, ["dropout 0.1"]),
+    ("timm", "net", vit(stochastic_depth=0.2), None, ["stochastic_depth 0.2"]),
     ("timm", "net", vit(positions="sincos2d"), None, ["that the positions are fixed"]),
     ("timm", "net.pth", vit(), None, ["class names", "preprocessing"]),
     ("timm", "net.pth", vit(heads=4), None,

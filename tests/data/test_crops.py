@@ -8,7 +8,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vitkit.data.crops import DRAWS, RandomCrop, inception_box, inception_boxes, sampling
+from vitkit.data.crops import (
+    DRAWS,
+    TRIES,
+    RandomCrop,
+    inception_box,
+    inception_boxes,
+    sampling,
+    similar_boxes,
+)
 
 
 def draws(seed: int, number: int = 1) -> np.ndarray:
@@ -93,16 +101,65 @@ def test_an_impossible_crop_is_the_whole_image(height, width, options):
     assert ((0, 0, height, width) == boxes(5, height, width, **options).T).all()
 
 
+# Where crops lie that keep the aspect
+
+
+@given(
+    seed=st.integers(0, 10**6), height=st.integers(1, 400), width=st.integers(1, 400),
+    least=st.floats(0.01, 0.9), span=st.floats(0, 1),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_a_crop_of_the_same_aspect_lies_inside_the_image_and_has_an_area_in_range(
+    seed, height, width, least, span
+):
+    most = least + span * (1 - least)
+    box = similar_boxes(draws(seed), np.array([[height, width]]), (least, most))[0]
+    top, left, h, w = box
+    assert 0 <= top <= top + h <= height * (1 + 1e-12)
+    assert 0 <= left <= left + w <= width * (1 + 1e-12)
+    assert h / height == pytest.approx(w / width)
+    assert least * (1 - 1e-12) <= h * w / (height * width) <= most * (1 + 1e-12)
+
+
+def test_the_area_of_crops_of_the_same_aspect_is_uniform_and_they_reach_every_corner():
+    sizes = np.tile([200, 300], (4000, 1))
+    top, left, h, w = similar_boxes(draws(0, 4000), sizes, (0.2, 1.0)).T
+    counts, _ = np.histogram(h * w / 60_000, bins=np.linspace(0.2, 1.0, 6))
+    assert np.abs(counts / 4000 - 0.2).max() < 0.03
+    for place, free in ((top, 200 - h), (left, 300 - w)):
+        counts, _ = np.histogram(place / free, bins=np.linspace(0, 1, 6))
+        assert np.abs(counts / 4000 - 0.2).max() < 0.03
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (300, 200), (160, 161), (500, 375)])
+def test_a_kept_aspect_and_an_area_of_064_is_bits_resize_to_160_and_random_crop_of_128(
+    height, width
+):
+    image, crop = noise(height, width), RandomCrop((128, 128), (0.64, 0.64), False, "kept")
+    pixels = image.float()[None]
+    whole = torch.nn.functional.interpolate(pixels, (160, 160), mode="bilinear")[0].round()
+    for top, left in ((0, 0), (32, 32), (0, 32), (7, 19)):
+        drawn = draws(0)[0]
+        drawn[2 * TRIES : 2 * TRIES + 2] = top / 32, left / 32
+        expected = whole[:, top : top + 128, left : left + 128]
+        found = crop.crop(image, drawn).float()
+        assert (found - expected).abs().max() <= 2  # places are in 256ths of a pixel
+        assert (found - expected).abs().mean() < 0.2
+
+
 # What becomes of an image
 
 
 @given(
     height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6),
     size=st.tuples(st.integers(1, 32), st.integers(1, 32)),
+    aspect=st.sampled_from(["varied", "kept"]),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_a_training_image_is_a_pure_function_of_the_image_and_the_draws(height, width, seed, size):
-    image, crop = noise(height, width), RandomCrop(size)
+def test_a_training_image_is_a_pure_function_of_the_image_and_the_draws(
+    height, width, seed, size, aspect
+):
+    image, crop = noise(height, width), RandomCrop(size, aspect=aspect)
     before = image.clone()
     torch.manual_seed(1)
     first = crop.crop(image, draws(seed)[0])
@@ -129,21 +186,23 @@ def test_other_places_give_other_crops():
     assert len({out.numpy().tobytes() for row in drawn for out in [crop.crop(image, row)]}) == 20
 
 
-def mirrored(flip: bool, number: int = 600) -> float:
+def mirrored(flip: bool, aspect: str, number: int = 600) -> float:
     """The share of training images that come out mirrored."""
     image = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(8).expand(3, 16, 16)
-    crop = RandomCrop((16, 16), crop_area=(1.0, 1.0), flip=flip)
+    crop = RandomCrop((16, 16), (1.0, 1.0), flip, aspect)
     results = [crop.crop(image, row) for row in crop.draws(0, np.arange(number))]
     assert all(torch.equal(r, image) or torch.equal(r, image.flip(-1)) for r in results)
     return sum(torch.equal(r, image.flip(-1)) for r in results) / number
 
 
-def test_half_of_the_training_images_are_mirrored():
-    assert mirrored(flip=True) == pytest.approx(0.5, abs=0.07)
+@pytest.mark.parametrize("aspect", ["varied", "kept"])
+def test_half_of_the_training_images_are_mirrored(aspect):
+    assert mirrored(True, aspect) == pytest.approx(0.5, abs=0.07)
 
 
-def test_no_training_image_is_mirrored_where_that_changes_its_class():
-    assert mirrored(flip=False) == 0
+@pytest.mark.parametrize("aspect", ["varied", "kept"])
+def test_no_training_image_is_mirrored_where_that_changes_its_class(aspect):
+    assert mirrored(False, aspect) == 0
 
 
 def test_the_crop_area_is_the_one_asked_for():
@@ -188,8 +247,20 @@ def test_a_batch_is_cropped_as_its_images_are_one_by_one_but_for_a_rounding(size
     assert (batch.int() - single.int()).abs().max() <= 1
 
 
-def test_how_a_batch_is_cut_changes_no_image():
-    crop = RandomCrop((32, 32))
+@pytest.mark.parametrize("size", [(8, 8), (20, 12), (31, 33), (64, 64), (1, 1)])
+@pytest.mark.parametrize("area", [(0.3, 1.0), (0.64, 0.64), (1e-4, 1e-4)])
+def test_a_batch_of_crops_of_the_same_aspect_is_that_of_its_images_to_the_bit(size, area):
+    crop = RandomCrop(size, area, True, "kept")
+    images = torch.stack([noise(24, 31, seed) for seed in range(60)])
+    drawn = crop.draws(5, np.arange(60))
+    single = torch.stack([crop.crop(*pair) for pair in zip(images, drawn, strict=True)])
+    assert single.dtype == torch.uint8
+    assert torch.equal(crop.crop_batch(images, drawn), single)
+
+
+@pytest.mark.parametrize("aspect", ["varied", "kept"])
+def test_how_a_batch_is_cut_changes_no_image(aspect):
+    crop = RandomCrop((32, 32), aspect=aspect)
     images = torch.stack([noise(32, 32, seed) for seed in range(50)])
     drawn = crop.draws(5, np.arange(50))
     whole = crop.crop_batch(images, drawn)

@@ -263,6 +263,43 @@ def test_dropout_acts_inside_the_residual_branches(monkeypatch):
     assert torch.equal(net.blocks[0](x), x)
 
 
+# Stochastic depth: what is drawn is tested in test_stochastic_depth.py
+
+
+def test_stochastic_depth_grows_from_nothing_at_the_first_block_in_vits_and_hybrids():
+    net = small_net(stochastic_depth=0.4)
+    assert [block.stochastic_depth for block in net.blocks] == pytest.approx([0, 0.2, 0.4])
+    hybrid = small_net(stochastic_depth=0.4, stem=(1,), image_size=(64, 64))
+    assert [block.stochastic_depth for block in hybrid.blocks] == pytest.approx([0, 0.2, 0.4])
+
+
+def test_each_branch_of_a_block_is_left_out_for_images_of_its_own():
+    torch.manual_seed(0)
+    block = small_net(stochastic_depth=0.4).blocks[-1].train()
+    x = torch.randn(1, 5, WIDTH, dtype=torch.float64).expand(600, -1, -1)
+    attention = block.attention(block.norm1(x[:1]))
+    with_both = x[:1] + attention / 0.6
+    mlp_after = block.mlp(block.norm2(with_both)) / 0.6
+    mlp_alone = block.mlp(block.norm2(x[:1])) / 0.6
+    found, counts = block(x), []
+    for expected in (x[:1], with_both, x[:1] + mlp_alone, with_both + mlp_after):
+        counts.append((found - expected).abs().amax(dim=(1, 2)).lt(1e-9).double().mean().item())
+    assert sum(counts) == pytest.approx(1)
+    assert counts == pytest.approx([0.16, 0.24, 0.24, 0.36], abs=0.05)
+
+
+def test_stochastic_depth_of_nothing_and_outside_training_leaves_every_bit_and_every_draw():
+    plain, images = small_net(dropout=0.1), random_images()
+    for rate, training in ((0.0, True), (0.3, False)):
+        other = small_net(dropout=0.1, stochastic_depth=rate).train(training)
+        other.load_state_dict(plain.state_dict())
+        outputs = []
+        for net in (plain.train(training), other):
+            torch.manual_seed(0)
+            outputs.append((net(images), torch.rand(1)))
+        assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+
+
 # Initial values, as the authors' code draws them
 
 
@@ -350,6 +387,7 @@ def test_sizes_that_patches_do_not_divide_are_refused_with_the_nearest_that_they
         ({"depth": 0}, "depth is 0"),
         ({"classes": -1}, "classes is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"stochastic_depth": -0.1}, "stochastic_depth is -0.1"),
         ({"pooling": "max"}, "'max' .* 'token' or 'mean' or 'map'"),
         ({"gelu": "relu"}, "'relu' .* 'tanh' or 'erf'"),
     ],

@@ -33,8 +33,10 @@ def setup(steps=10, engine=ENGINE, **fields):
 
 def state_of(given, seed=0):
     torch.manual_seed(seed)
-    dropout = given.config.dropout
-    net = build("ViT-Pico/4", 10, 8, dropout=dropout)
+    config = given.config
+    net = build(
+        "ViT-Pico/4", 10, 8, dropout=config.dropout, stochastic_depth=config.stochastic_depth
+    )
     torch.nn.init.normal_(net.head.weight, std=0.1)  # a head of zeros hides what comes before it
     return fresh_state(net, given.config, given.engine)
 
@@ -121,8 +123,9 @@ def test_the_polyak_average_is_the_exponential_mean_of_the_weights():
     assert torch.equal(state.evaluated()["head.weight"], state.average["head.weight"])
 
 
-def test_dropout_depends_on_seed_and_position_alone():
-    given = setup(dropout=0.3)
+@pytest.mark.parametrize("dropped", [{"dropout": 0.3}, {"stochastic_depth": 0.5}])
+def test_what_is_dropped_depends_on_seed_and_position_alone(dropped):
+    given = setup(**dropped)
     losses = []
     for noise in (1, 2):
         state = state_of(given)
@@ -140,6 +143,17 @@ def test_warm_up_is_a_share_of_the_steps_or_a_number_of_them():
     number = learning_rates(setup(steps=100, schedule=ScheduleConfig(warmup_steps=50)))
     assert share(0) == 0 and share(20) == pytest.approx(1e-3)
     assert number(25) == pytest.approx(0.5e-3)
+
+
+def test_stairs_are_shares_of_the_steps_and_none_leave_the_learning_rate_as_it_is():
+    def rates(**words):
+        schedule = ScheduleConfig("stairs", warmup_steps=0, **words)
+        rate = learning_rates(setup(steps=10, schedule=schedule))
+        return [rate(step) / 1e-3 for step in range(10)]
+
+    assert rates() == pytest.approx(4 * [1] + 3 * [0.1] + 3 * [0.01])
+    assert rates(stairs=(0.5, 0.8)) == pytest.approx(6 * [1] + 3 * [0.1] + [0.01])
+    assert rates(stairs=()) == pytest.approx(10 * [1])
 
 
 def test_training_lowers_the_loss_on_real_digits_and_logs_each_evaluation(tmp_path):

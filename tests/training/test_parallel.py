@@ -42,7 +42,8 @@ def gradients(state):
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_checkpointing_gives_the_same_gradients_dropout_included(kind):
-    plain, other = (setup(engine=engine(checkpointing=k), dropout=0.2) for k in ("none", kind))
+    dropped = {"dropout": 0.2, "stochastic_depth": 0.5}
+    plain, other = (setup(engine=engine(checkpointing=k), **dropped) for k in ("none", kind))
     (a, loss_a, norm_a), (b, loss_b, norm_b) = one_step(plain), one_step(other)
     assert torch.equal(loss_a, loss_b) and torch.equal(norm_a, norm_b)
     assert torch.equal(gradients(a), gradients(b))
@@ -81,6 +82,24 @@ def test_compiled_blocks_give_the_same_gradients(kind):
     (a, loss_a, _), (b, loss_b, _) = one_step(plain), one_step(other)
     torch.testing.assert_close(loss_a, loss_b, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradients(a), gradients(b), rtol=1e-4, atol=1e-6)
+
+
+@compiled
+def test_what_compiled_blocks_compute_again_they_drop_again():
+    """Else the gradient would not be that of the loss, whose slope along it is its norm."""
+    given = setup(
+        engine=engine(compile=True, checkpointing="full"), dropout=0.2, stochastic_depth=0.5
+    )
+    state, _, norm = one_step(given)
+    state.net.load_state_dict(state_of(given).net.state_dict())
+    uphill = [p.grad.clone() for p in state.net.parameters()]  # clipped to a norm of 1
+    losses = []
+    for offset in (2e-3, -4e-3):  # ahead of the start, then as far behind it
+        with torch.no_grad():
+            for parameter, direction in zip(state.net.parameters(), uphill, strict=True):
+                parameter += offset * direction
+        losses.append(train_step(given, state, first_batch(given), 0.0)[0])
+    torch.testing.assert_close((losses[0] - losses[1]) / 4e-3, norm, rtol=0.02, atol=0)
 
 
 def test_in_bfloat16_the_residual_stream_is_bfloat16_and_weights_stay_float32():

@@ -1,6 +1,7 @@
 """Every kind of net trains, goes on after a stop, is fine-tuned, evaluated and converted alike."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from vitkit.models.efficientnet import EfficientNet
 from vitkit.models.t2t import T2TViT
 from vitkit.models.vit import VisionTransformer
 from vitkit.prediction.model import Model
+from vitkit.training.config import TrainConfig
+from vitkit.workflows.pretrain import net_config
 
 KINDS = {  # a net of each kind, the size of images that a core trains it on in seconds
     "R+ViT-Ti/16": (VisionTransformer, 32),
@@ -75,12 +78,26 @@ def test_a_net_is_fine_tuned_at_another_size_with_a_fresh_head(name, few_digits,
     assert tuned.features(few_digits.image(0).permute(1, 2, 0).numpy()).shape[0] == 1
 
 
-def test_what_a_kind_of_net_does_not_have_is_refused_by_name(few_digits, tmp_path):
-    with pytest.raises(UsageError, match="BiT-R50x1 has no hidden head"):
-        vitkit.pretrain(
-            few_digits, out=tmp_path / "run", model="BiT-R50x1", hidden_head=True, steps=1
-        )
+@pytest.mark.parametrize(
+    "words", [{"hidden_head": True}, {"dropout": 0.1}, {"stochastic_depth": 0.1}]
+)
+def test_what_a_kind_of_net_does_not_have_is_refused_by_name(few_digits, tmp_path, words):
+    what = next(iter(words)).replace("_", " ")
+    with pytest.raises(UsageError, match=f"BiT-R50x1 has no {what}"):
+        vitkit.pretrain(few_digits, out=tmp_path / "run", model="BiT-R50x1", steps=1, **words)
+    if "hidden_head" not in words:  # which fine-tuning refuses for every net
+        net = vitkit.build("BiT-R50x1", classes=2, image_size=16)
+        model = Model(net, ["a", "b"], Preprocessing.direct((16, 16)))
+        with pytest.raises(UsageError, match=f"BiT-R50x1 has no {what}"):
+            vitkit.finetune(few_digits, model, out=tmp_path / "run", steps=1, **words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["R+ViT-Ti/16", "T2T-ViT-14", "EfficientNet-B0"])
+def test_the_stochastic_depth_of_a_run_is_that_of_its_net(name):
+    config = TrainConfig(model=name, image_size=(32, 32), stochastic_depth=0.3)
+    assert net_config(config, 10).stochastic_depth == 0.3
+    assert net_config(replace(config, stochastic_depth=0.0), 10).stochastic_depth == 0.0
 
 
 def test_a_net_whose_positions_are_for_one_size_says_so(few_digits, tmp_path):

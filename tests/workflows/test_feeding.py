@@ -64,6 +64,23 @@ def record(run) -> dict:
     return json.loads((run.folder / "config.json").read_text())
 
 
+# Crops
+
+
+def test_crops_that_keep_the_aspect_are_the_same_to_the_bit_wherever_images_are_kept(tmp_path):
+    """Others differ by a rounding between the one by one and the batched way."""
+    words = FAST | {"augment.crop_aspect": "kept", "augment.crop_area": (0.64, 0.64)}
+    device, none = (
+        vitkit.pretrain("digits", out=tmp_path / keep, **words, **{"data.keep": keep})
+        for keep in ("device", "none")
+    )
+    assert_same(device, none)
+    varied = vitkit.pretrain("digits", out=tmp_path / "varied", **words | {
+        "augment.crop_aspect": "varied"})  # fmt: skip
+    assert not torch.equal(weights(varied)["patch_embedding.weight"],
+                           weights(none)["patch_embedding.weight"])  # fmt: skip
+
+
 # Where images are kept
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import vitkit
 from vitkit.data.checks import DataError
 from vitkit.data.opening import digits
 from vitkit.data.source import ArraySource, Splits, only_classes
+from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError
 
 FAST = {"steps": 8, "batch_size": 16, "quiet": True}
@@ -201,6 +203,44 @@ def test_finetuning_keeps_the_checkpoints_preprocessing(tmp_path):
     found = run.model.preprocessing
     assert found.mean == (0.4, 0.4, 0.4)
     assert (found.image_size, found.resize_to) == ((16, 16), (20, 20))
+
+
+def test_evaluation_on_the_middle_of_slightly_larger_images_travels_with_the_net(tmp_path):
+    words = FAST | {"image_size": (14, 28), "evaluation_resize": "crop"}
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **words)
+    assert base.model.preprocessing == Preprocessing.small_crop((14, 28), 32)
+    direct = vitkit.pretrain("digits", out=tmp_path / "direct", **FAST | {"image_size": (14, 28)})
+    assert direct.metrics["loss"] != base.metrics["loss"], "the same net, trained on the same"
+    assert same(weights_of(base), weights_of(direct))
+    tuned = vitkit.finetune("digits", base.folder, out=tmp_path / "run", image_size=28, **FAST)
+    assert tuned.model.preprocessing == Preprocessing.small_crop((28, 28), 64)
+
+
+def test_finetuning_refuses_another_way_to_evaluate_than_the_checkpoints(tmp_path):
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **FAST).model
+    with pytest.raises(UsageError, match=r"evaluation_resize is 'crop'.*leave it out"):
+        vitkit.finetune("digits", base, out=tmp_path / "run", evaluation_resize="crop", **FAST)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_run_that_drops_at_random_goes_on_from_its_middle_to_the_same_bits(tmp_path, kind):
+    words = FAST | {"dropout": 0.1, "stochastic_depth": 0.5, "polyak": 0.9, "save_every": 4}
+    base = vitkit.pretrain("digits", out=tmp_path / "base", **FAST).model
+
+    def train(out, **more):
+        if kind == "pretrain":
+            return vitkit.pretrain("digits", out=out, **words, **more)
+        return vitkit.finetune("digits", base, out=out, **words, **more)
+
+    run = train(tmp_path / "run")
+    before = weights_of(run)
+    assert run.model.net.config.stochastic_depth == 0.5
+    for name in ("checkpoints/step-00000008", "last", "best"):
+        shutil.rmtree(run.folder / name)
+    assert same(weights_of(train(run.folder, resume="auto")), before)
+    words["stochastic_depth"] = 0.0
+    assert not same(weights_of(train(tmp_path / "other")), before)
 
 
 def test_resuming_where_nothing_is_saved():

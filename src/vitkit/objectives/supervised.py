@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,8 @@ Loss = Literal["softmax", "sigmoid"]
 def cross_entropy(
     logits: Tensor, labels: Tensor, loss: Loss = "softmax", smoothing: float = 0.0
 ) -> Tensor:
-    """Logits (B, K) of any float type, labels (B,) int64 or (B, K) -> the mean loss, float32.
+    """Logits (B, K) of any float type, labels (B,) int64 or (B, K) -> the mean loss, in float32
+    at least.
 
     Labels (B, K) are targets between 0 and 1: of mixed images the shares of their classes, or with
     "sigmoid" a one for each of several labels. With "softmax" they are used as they are, so each
@@ -21,7 +23,7 @@ def cross_entropy(
     authors did on ImageNet-21k (vision_transformer issues 2 and 34). Smoothing s makes the targets
     (1 - s) * targets + s / K.
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.ndim == 2:
         labels = labels.to(logits.dtype)
     if loss == "softmax":

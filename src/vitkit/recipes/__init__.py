@@ -82,14 +82,21 @@ def finetuning(
     return recipe.make(facts, model, image_size)
 
 
+def find(name: str) -> tuple[str, Recipe]:
+    """The verb, "pretrain" or else "finetune", and the recipe; UsageError if there is none such."""
+    verb = "pretrain" if named("recipe", name, PRETRAIN | FINETUNE) in PRETRAIN else "finetune"
+    return verb, (PRETRAIN if verb == "pretrain" else FINETUNE)[name]
+
+
 def planning(
     name: str, facts: DataFacts, model: str | None = None, any_net: bool = False
 ) -> TrainConfig:
     """A recipe of either kind, for a plan; without `model` of its first net."""
-    if named("recipe", name, {**PRETRAIN, **FINETUNE}) in PRETRAIN:
+    verb, recipe = find(name)
+    if verb == "pretrain":
         return pretraining(name, facts, model, any_net)
-    first = next(iter(FINETUNE[name].nets), USUAL_NET)
-    net = variant(model or first) and (model or first)
+    net = model or next(iter(recipe.nets), USUAL_NET)
+    variant(net)
     return finetuning(name, facts, net, (224, 224), any_net)
 
 

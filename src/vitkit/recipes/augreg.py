@@ -28,18 +28,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Literal, get_args
 
 from vitkit.data.facts import DataFacts
 from vitkit.recipes.recipe import is_vit
 from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
-LEVELS = ("none", "light1", "light2", "medium1", "medium2", "strong1", "strong2")
+Level = Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 WEIGHT_DECAYS = (0.1, 0.03)
 DROPS = (0.0, 0.1)  # dropout and stochastic depth together
 USUAL = "ViT-B/16"
 
 # Net: level, weight decay, dropout and stochastic depth.
-I21K = {
+I21K: dict[str, tuple[Level, float, float]] = {
     "ViT-B/16": ("medium1", 0.1, 0.0),
     "ViT-B/32": ("light2", 0.1, 0.0),
     "ViT-B/8": ("medium2", 0.1, 0.0),
@@ -51,7 +53,7 @@ I21K = {
     "R26+ViT-S/32": ("light2", 0.1, 0.0),
     "R50+ViT-L/32": ("medium1", 0.1, 0.1),
 }
-IMAGENET = {
+IMAGENET: dict[str, tuple[Level, float, float]] = {
     "ViT-B/16": ("strong2", 0.1, 0.1),
     "ViT-B/32": ("medium2", 0.1, 0.1),
     "ViT-S/16": ("medium2", 0.1, 0.0),
@@ -115,7 +117,7 @@ def pretraining(
     recipe: str,
     facts: DataFacts,
     model: str | None,
-    settings: dict[str, tuple[str, float, float]],
+    settings: dict[str, tuple[Level, float, float]],
     *,
     hidden_head: bool,
     head_bias: float,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitkit.files import write_whole
-from vitkit.recipes import FINETUNE, PRETRAIN, USUAL_NET, planning
+from vitkit.recipes import FINETUNE, PRETRAIN, USUAL_NET, find, planning
 from vitkit.recipes.recipe import Recipe
 from vitkit.training.config import TrainConfig, flat
 from vitkit.workflows.plan import length, seconds_on
@@ -47,7 +47,7 @@ def described(verb: str, name: str, recipe: Recipe) -> dict[str, Any]:
         "text": text, "family": inspect.getdoc(inspect.getmodule(recipe.make)) or "",
         "settings": None if config is None else settings(config),
         "length": None if config is None else length_of(config),
-        "learning_rates": list(recipe.learning_rates), "dev_share": recipe.dev_share,
+        "choice": choice(recipe), "dev_share": recipe.dev_share,
         "costs": [] if config is None else [
             cost(name, net) for net in recipe.nets or (USUAL_NET,)
         ],
@@ -60,13 +60,23 @@ def cost(name: str, net: str) -> dict[str, Any]:
     As `vitkit plan --recipe NAME --accelerator TPUv3` has them; the share of the peak is assumed
     (vitkit.training.accelerators).
     """
-    recipe = {**PRETRAIN, **FINETUNE}[name]
-    assert recipe.data is not None
-    config = planning(name, recipe.data, net, any_net=True)
-    shape = net_config(config, recipe.data.classes)
+    data = find(name)[1].data
+    assert data is not None
+    config = planning(name, data, net, any_net=True)
+    shape = net_config(config, data.classes)
     seconds = seconds_on(CHIP, shape, config, "bf16", 1)
-    found = length(shape, config, recipe.data.images, seconds, 1)
+    found = length(shape, config, data.images, seconds, 1)
     return {"net": net, "exaflops": found["exaflops"], "core_days": found["device_days"]}
+
+
+def choice(recipe: Recipe) -> str:
+    """What its authors choose among, in words; "" where they choose nothing."""
+    if not recipe.learning_rates:
+        return ""
+    rates = ", ".join(map(spelt, recipe.learning_rates))
+    more = ", ".join(map(spelt, recipe.further_rates))
+    by = "" if recipe.dev_share is None else f", by {recipe.dev_share:.0%} of the training images"
+    return f"Learning rates: {rates}{f', of ResNets and hybrids {more} too' if more else ''}{by}."
 
 
 def length_of(config: TrainConfig) -> str:
@@ -131,6 +141,7 @@ def page() -> str:
             title, _, rest = family.partition("\n")
             lines += ["", f"## {title.rstrip('.')}", *([rest.rstrip()] if rest.strip() else [])]
         lines += ["", f"### {row['verb']}: {row['recipe']}", "", row["text"]]
+        lines += ["", row["choice"]] if row["choice"] else []
         if row["settings"]:
             lines += ["", f"Settings with {row['settings']['model']}:", ""]
             lines += [textwrap.indent(in_lines(row["settings"]), "    ")]
