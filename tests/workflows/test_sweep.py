@@ -217,7 +217,7 @@ def test_a_trial_whose_folder_is_gone_is_run_again_to_the_same_result(copy, swep
     assert records(copy / row["folder"]) == records(swept.folder / row["folder"])
 
 
-@pytest.mark.parametrize(("name", "call"), [("write", 2), ("remove", 1), ("write", 4)])
+@pytest.mark.parametrize(("name", "call"), [("write", 2), ("remove", 1), ("write", 5)])
 def test_stopped_between_two_runs_it_goes_on_to_the_same_result(
     name, call, swept, base, tmp_path, monkeypatch
 ):

@@ -181,6 +181,7 @@ def sweep_on(
                 runs.trial(row, trial, config, label)
             best = chosen(record["trials"])
             record["choice"] = record["trials"][best]["label"]
+            from_main(lambda: write(folder, record))
             runs.finals(task, candidates[best][1], seeds)
         finally:
             unlock(folder)
