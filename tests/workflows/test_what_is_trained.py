@@ -13,6 +13,7 @@ import torch
 
 import vitkit
 from vitkit.cli import main
+from vitkit.data.opening import digits
 from vitkit.errors import UsageError
 from vitkit.training.saving import newest_state
 from vitkit.training.storage import shapes_in
@@ -57,22 +58,22 @@ def test_a_head_alone_is_trained_by_words(base, tmp_path, capsys):
 
 
 def test_adapters_learn_digits_and_the_bundles_are_plain_nets(base, tmp_path):
-    run = vitkit.finetune("digits", base, out=tmp_path / "run", steps=150, **FAST,
-                          **{"lora.rank": 8})  # fmt: skip
-    assert run.metrics["top1"] > 0.5  # chance is 0.1
+    layers = ("qkv", "out", "dense1", "dense2")
+    fields = {"lora.rank": 8, "lora.layers": layers, "optimizer.name": "adamw",
+              "learning_rate": 5e-3}  # fmt: skip
+    run = vitkit.finetune("digits", base, out=tmp_path / "run", steps=300,
+                          **(FAST | {"batch_size": 32} | fields))  # fmt: skip
+    assert run.metrics["top1"] > 0.45  # chance is 0.1; the head alone comes to 0.38
     before = vitkit.load(base).net.state_dict()
     assert weights(run.folder).keys() == before.keys()
     assert changed(weights(run.folder), before) == {"head.weight", "head.bias"} | {
-        f"blocks.{n}.attention.{layer}.weight" for n in (0, 1) for layer in ("qkv", "out")
-    }
-    # What was evaluated is what best/ computes: the same loss, to rounding.
-    again = vitkit.evaluate(run.folder, "digits")
-    assert again["images"] == len(vitkit.data.opening.digits().val)
-    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
-    best = max((r for r in lines if r["kind"] == "evaluation"), key=lambda r: r["top1"])
-    assert vitkit.evaluate(run.folder, "digits")["metrics"]["top1"] == pytest.approx(
-        best["top1"], abs=0.05
-    )
+        f"blocks.{n}.{layer}.weight" for n in (0, 1)
+        for layer in ("attention.qkv", "attention.out", "mlp.dense1", "mlp.dense2")
+    }  # fmt: skip
+    # best/ computes what the net with its adapters did when it was evaluated.
+    again = vitkit.evaluate(run.folder, digits().val)["metrics"]
+    assert again["loss"] == pytest.approx(run.metrics["loss"], rel=1e-4)
+    assert again["top1"] == pytest.approx(run.metrics["top1"], abs=0.005)  # one image
 
 
 @pytest.mark.parametrize(
