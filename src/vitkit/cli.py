@@ -199,7 +199,7 @@ def pretrain(argv: list[str]) -> Any:
     from vitkit.workflows.task import open_task
 
     task = open_task(words.data, words.config.data)
-    recipe = workflow.recipe_config(task, name, model, words.any_net)
+    recipe = workflow.recipe_config(task, name, model, words.any_net, words.regularisation)
     words = with_length(parse(Pretrain(config=recipe), "pretrain", argv), argv)
     check_gpus(words)
     if words.gpus and not words.dry_run and alone():
@@ -227,7 +227,9 @@ def finetune(argv: list[str]) -> Any:
 
     task, model = open_task(words.data, words.config.data), load(words.checkpoint)
     say_assumed(model)
-    recipe = workflow.recipe_config(task, words.config.recipe, model, words.any_net)
+    recipe = workflow.recipe_config(
+        task, words.config.recipe, model, words.any_net, words.regularisation
+    )
     words = with_length(parse(Finetune(config=recipe), "finetune", argv), argv)
     check_gpus(words)
     if words.gpus and not words.dry_run and alone():

@@ -54,7 +54,9 @@ def candidates_of(words: Finetune, argv: list[str], task: Task, model: Model) ->
     if words.sweep == (OWN,):
         return [
             (label, with_length(parse(Finetune(config=own), "finetune", argv), argv).config)
-            for label, own in recipe_candidates(task, words.config.recipe, model, words.any_net)
+            for label, own in recipe_candidates(
+                task, words.config.recipe, model, words.any_net, words.regularisation
+            )
         ]
     return grid(words.config, values_in(words.sweep), given_in(argv))
 

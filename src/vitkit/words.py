@@ -104,6 +104,9 @@ class Pretrain(Computing):
     """Print the resolved config and the plan, and stop."""
     any_net: bool = False
     """Take a recipe for a net that it was not written for."""
+    regularisation: Annotated[str | None, shown("{none,light,medium,strong}")] = None
+    """Weight decay, label smoothing, dropout, stochastic depth and MixUp together, put over the
+    recipe's: docs/transfer.md. quickstart goes by the data."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 

@@ -28,6 +28,7 @@ NOT_SWEPT = {
     **dict.fromkeys(("data.subset", "data.quarantine"), OTHER_IMAGES),
     **dict.fromkeys((*HARMLESS, "engine.compile", "data.keep", "data.decode", "evaluate_every"),
                     AS_WELL),
+    "early_stopping": "the final run would be stopped by the images that measure it",
     "recipe": "it names where the other fields come from; run a sweep for each recipe",
     "seed": "a seed is luck, and no choice; --seeds N trains the chosen candidate with N of them",
 }  # fmt: skip

@@ -68,7 +68,7 @@ def layer_scales(net: nn.Module, decay: float) -> dict[str, float]:
     The head, and what else comes after the blocks, is the highest layer, then each block (each unit
     of a ResNet) is one; what is in none, as embeddings and the root of a stem, is the lowest. As
     BEiT (get_num_layer_for_vit) and MAE (lr_decay.py) count; timm puts the last norm a layer lower.
-    UsageError for a net without blocks, and where all that is trained is in the highest layer.
+    UsageError for a net without blocks.
     """
     names = [name for name, _ in net.named_parameters()]
     if decay == 1:
@@ -81,13 +81,7 @@ def layer_scales(net: nn.Module, decay: float) -> dict[str, float]:
         )
     layers = {id(p): n + 1 for n, unit in enumerate(units) for p in unit.parameters()}
     top = len(units) + 1
-    scales = {
+    return {
         name: decay ** (top - (top if name.split(".")[0] in TOP else layers.get(id(p), 0)))
         for name, p in net.named_parameters()
     }
-    if all(scales[name] == 1 for name in trained_weights(net)):
-        raise UsageError(
-            f"optimizer.layer_decay is {decay:g}, but nothing is trained below the head; leave it "
-            "out"
-        )
-    return scales

@@ -35,6 +35,10 @@ PRETRAIN: dict[str, Any] = {
 FINETUNE: dict[str, Any] = {
     "steps": 600,
     "image_size": HIGHER,
+    "optimizer.name": "sgd",
+    "optimizer.layer_decay": 1.0,
+    "optimizer.weight_decay": 0.0,
+    "label_smoothing": 0.0,
     "learning_rate": 0.1,
     "augment.crop_area": (0.8, 1.0),
     "threads": 0,

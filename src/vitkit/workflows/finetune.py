@@ -12,6 +12,7 @@ from vitkit.models.nets import Net, NetConfig, make, resize_net
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import finetuning
+from vitkit.recipes.regularisation import regularised
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.linear_probe import fit_head
 from vitkit.workflows.run import Run, train_run
@@ -29,6 +30,7 @@ def finetune(
     device: str = "auto",
     quiet: bool = False,
     any_net: bool = False,
+    regularisation: str | None = None,
     **fields: Any,
 ) -> Run:
     """Train a checkpoint's net on DATA; arguments as for `pretrain`.
@@ -39,7 +41,7 @@ def finetune(
     """
     model, name = opened(checkpoint)
     task = open_task(data, data_config(config, fields))
-    final = override(config or recipe_config(task, recipe, model, any_net), fields)
+    final = override(config or recipe_config(task, recipe, model, any_net, regularisation), fields)
     return finetune_on(task, final, model, name, out=out, resume=resume, device=device, quiet=quiet)
 
 
@@ -77,10 +79,17 @@ def parent_of(model: Model, name: str) -> dict[str, Any]:
     return {"checkpoint": name, **model.provenance}
 
 
-def recipe_config(task: Task, recipe: str, model: Model, any_net: bool = False) -> TrainConfig:
+def recipe_config(
+    task: Task,
+    recipe: str,
+    model: Model,
+    any_net: bool = False,
+    regularisation: str | None = None,
+) -> TrainConfig:
     """What a recipe says for these data and this checkpoint, whose architecture it keeps."""
     net = model.net.config
     config = finetuning(recipe, task.facts(), name_of(net), net.image_size, any_net)
+    config = config if regularisation is None else regularised(config, regularisation)
     return replace(config, **architecture(config, net))
 
 

@@ -10,6 +10,7 @@ from vitkit.errors import UsageError
 from vitkit.models import variants
 from vitkit.models.nets import NetConfig, make
 from vitkit.recipes import pretraining
+from vitkit.recipes.regularisation import regularised
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
 from vitkit.workflows.task import Task, data_config, open_task
@@ -27,6 +28,7 @@ def pretrain(
     device: str = "auto",
     quiet: bool = False,
     any_net: bool = False,
+    regularisation: str | None = None,
     **fields: Any,
 ) -> Run:
     """Train a net from random weights on DATA; the Run has the folder, metrics and model.
@@ -34,11 +36,13 @@ def pretrain(
     `data` is "digits", a folder, parquet files or a Source (vitkit.data.opening.open_data).
     `fields` change fields of the recipe: `steps=1000`, `learning_rate=3e-4`, or by dotted name
     `**{"optimizer.weight_decay": 0.1}`. `config` replaces recipe and fields. `resume` is None,
-    "auto" or a run directory. `any_net` takes a recipe for a `model` it was not written for. Raises
+    "auto" or a run directory. `any_net` takes a recipe for a `model` it was not written for;
+    `regularisation` is a rung of vitkit.recipes.regularisation, put over the recipe. Raises
     UsageError for words that cannot be, DataError for the data.
     """
     task = open_task(data, data_config(config, fields))
-    final = override(config or recipe_config(task, recipe, fields.get("model"), any_net), fields)
+    model = fields.get("model")
+    final = override(config or recipe_config(task, recipe, model, any_net, regularisation), fields)
     net = net_config(final, len(task.train.class_names))
     return train_run(
         "pretrain", task, final, net, lambda: make(net), out=out, resume=resume,
@@ -47,10 +51,15 @@ def pretrain(
 
 
 def recipe_config(
-    task: Task, recipe: str, model: str | None = None, any_net: bool = False
+    task: Task,
+    recipe: str,
+    model: str | None = None,
+    any_net: bool = False,
+    regularisation: str | None = None,
 ) -> TrainConfig:
     """What a recipe says for these data and this net; UsageError for an unknown one."""
-    return pretraining(recipe, task.facts(), model, any_net)
+    config = pretraining(recipe, task.facts(), model, any_net)
+    return config if regularisation is None else regularised(config, regularisation)
 
 
 def preprocessing(config: TrainConfig) -> Preprocessing:

@@ -17,14 +17,15 @@ from vitkit import recipes
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, VitkitError, named
 from vitkit.files import write_whole
-from vitkit.models.nets import make_meta
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model, load
+from vitkit.recipes.regularisation import regularised
 from vitkit.training.config import HARMLESS, TrainConfig, flat, override, to_json
 from vitkit.training.grid import Candidate, grid
 from vitkit.training.log import headline
 from vitkit.training.precision import choose_device
 from vitkit.training.step import Diverged, Setup
+from vitkit.training.trained import skeleton
 from vitkit.training.world import from_environment, from_main, joined
 from vitkit.workflows.dev_split import dev_split, write_split
 from vitkit.workflows.feeding import checked_order, choose_keep
@@ -106,6 +107,7 @@ def sweep(
     device: str = "auto",
     quiet: bool = False,
     any_net: bool = False,
+    regularisation: str | None = None,
     **fields: Any,
 ) -> Sweep:
     """Fine-tune a checkpoint on DATA with each candidate, choose, and train with the choice.
@@ -123,10 +125,12 @@ def sweep(
     if over is None:
         if config is not None:
             raise UsageError("config is given, but not `over`: a recipe's candidates are its own")
-        own = recipe_candidates(task, recipe, model, any_net)
+        own = recipe_candidates(task, recipe, model, any_net, regularisation)
         candidates = [(label, override(candidate, fields)) for label, candidate in own]
     else:
-        base = override(config or recipe_config(task, recipe, model, any_net), fields)
+        base = override(
+            config or recipe_config(task, recipe, model, any_net, regularisation), fields
+        )
         candidates = grid(base, over, fields)
     share = usual_share(recipe) if dev_share is None else dev_share
     return sweep_on(
@@ -136,7 +140,11 @@ def sweep(
 
 
 def recipe_candidates(
-    task: Task, recipe: str, model: Model, any_net: bool = False
+    task: Task,
+    recipe: str,
+    model: Model,
+    any_net: bool = False,
+    regularisation: str | None = None,
 ) -> list[Candidate]:
     """What a recipe's authors chose among; UsageError where they name nothing."""
     net = model.net.config
@@ -146,7 +154,10 @@ def recipe_candidates(
             f"the recipe {recipe} has no candidates to choose among; say them, as in --sweep "
             "optimizer.learning-rate=0.003,0.01"
         )
-    return [(label, replace(config, **architecture(config, net))) for label, config in found]
+    own = [(label, replace(config, **architecture(config, net))) for label, config in found]
+    if regularisation is None:
+        return own
+    return [(label, regularised(config, regularisation)) for label, config in own]
 
 
 def usual_share(recipe: str) -> float:
@@ -216,11 +227,16 @@ def checked(
 
 def check_run(task: Task, config: TrainConfig, model: Model, device: str) -> None:
     """UsageError or DataError where a run of this config could not begin."""
+    if config.early_stopping:
+        raise UsageError(
+            f"early_stopping is {config.early_stopping}, but in a sweep the final run would be "
+            "stopped by the images that measure it; leave it out, and sweep over --steps instead"
+        )
     net, world = net_config(config, task, model), from_environment()
     fixed_steps(config, len(task.train))
     check_shares(config, len(task.train), world)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
-    engine = choose_engine(config, make_meta(net), len(task.train), place, world)
+    engine = choose_engine(config, skeleton(net, config), len(task.train), place, world)
     setup = Setup(config, 1, engine, Preprocessing.direct(config.image_size), net.classes)
     check_labels(setup, task)
     keep = choose_keep(config, task.train, place, world)

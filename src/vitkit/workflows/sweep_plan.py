@@ -18,7 +18,7 @@ OF_NO_COST = {
     "recipe", "steps", "minutes", "epochs", "seed", "label_smoothing", "head_bias",
     "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.betas", "optimizer.momentum",
     "optimizer.clip_norm", "schedule.kind", "schedule.warmup_share", "schedule.warmup_steps",
-    "schedule.linear_end",
+    "schedule.linear_end", "schedule.stairs", "loss_balance", "optimizer.layer_decay",
 }  # fmt: skip
 
 
