@@ -54,7 +54,7 @@ def test_sgd_has_momentum_without_nesterov():
 
 
 def test_layers_learn_at_the_rates_that_timm_gives_them():
-    """But for the last norm, which BEiT and MAE count with the head and timm with the last block."""
+    """But for the last norm, which BEiT and MAE count with the head, timm with the last block."""
     import timm
     from timm.optim import param_groups_layer_decay
 
