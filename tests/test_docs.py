@@ -87,12 +87,16 @@ def test_the_commands_of_the_data_page_work_one_after_another(tmp_path, monkeypa
         assert (tmp_path / written).is_file()
 
 
-def test_the_sweeps_of_the_transfer_page_work_one_after_another(tmp_path, monkeypatch, capsys):
+def test_the_commands_of_the_transfer_page_work_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    section = TRANSFER_PAGE.read_text().partition("\n## Sweeps\n")[2].partition("\n## ")[0]
-    blocks = [text for language, _, text in BLOCK.findall(section) if language == "console"]
+    found = BLOCK.findall(TRANSFER_PAGE.read_text())
+    blocks = [text for language, _, text in found if language == "console"]
     for words in [words for text in blocks for words in COMMAND.findall(text)]:
         assert main(words.split()) == 0, f"vitkit {words}\n{capsys.readouterr().err}"
     shown = json.loads((tmp_path / "runs" / "sweep" / "sweep.json").read_text())
     assert shown["choice"] in [row["label"] for row in shown["trials"]]
     assert len(json.loads((tmp_path / "runs" / "table4" / "sweep.json").read_text())["trials"]) == 4
+    base, upper = (vitkit.load(tmp_path / "runs" / name).net for name in ("base", "upper"))
+    same = [torch.equal(base.blocks[n].mlp.dense1.weight, upper.blocks[n].mlp.dense1.weight)
+            for n in range(len(base.blocks))]  # fmt: skip
+    assert all(same), "a net of two blocks, both frozen"
