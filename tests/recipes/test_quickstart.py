@@ -1,0 +1,91 @@
+"""What vitkit does by default follows from the number of images and from the net."""
+
+import json
+
+import pytest
+
+import vitkit
+from vitkit.cli import main
+from vitkit.data.facts import DataFacts
+from vitkit.errors import UsageError
+from vitkit.recipes import finetuning, pretraining
+from vitkit.recipes.regularisation import LADDER, regularised, rung_for
+
+
+def finetune(images, model="ViT-B/16", **facts):
+    return finetuning("quickstart", DataFacts(images, **facts), model, (224, 224))
+
+
+def test_fine_tuning_takes_500_steps_of_few_images_and_of_more_as_their_square_root():
+    steps = [finetune(images).steps for images in (2, 80, 1000, 4000, 100_000)]
+    assert steps == [500, 500, 500, 1000, 5000]
+
+
+def test_a_batch_is_a_tenth_of_few_images_and_even():
+    assert [finetune(n).batch_size for n in (1, 5, 59, 80, 639, 640, 10**6)] == [
+        2, 2, 4, 8, 62, 64, 64,
+    ]  # fmt: skip
+
+
+def test_the_rate_of_a_transformer_falls_with_its_width_and_towards_its_embeddings():
+    for model, rate, layers in (("ViT-Pico/8", 1e-3, 5), ("ViT-B/16", 1.3e-4, 13),
+                                ("ViT-H/14", 7.8e-5, 33), ("R50+ViT-B/16", 1.3e-4, 29)):  # fmt: skip
+        optimizer = finetune(1000, model).optimizer
+        assert (optimizer.name, optimizer.learning_rate) == ("adamw", rate)
+        assert optimizer.layer_decay**layers == pytest.approx(1 / 6, rel=0.02)
+
+
+@pytest.mark.parametrize("model", ["BiT-R50x1", "EfficientNet-B0", "ViT (patch 3, width 9)"])
+def test_nets_of_another_kind_and_without_a_name_learn_as_the_papers_table_4_says(model):
+    optimizer = finetune(1000, model).optimizer
+    assert (optimizer.name, optimizer.learning_rate) == ("sgd", 0.03)
+    assert optimizer.layer_decay == 1
+
+
+def test_pre_training_takes_30_epochs_or_5000_steps():
+    many, few = (pretraining("quickstart", DataFacts(n)) for n in (50_000, 1600))
+    assert many.epochs == 30 and few.epochs == 200
+    assert few.epochs * 1600 / few.batch_size == 5000
+
+
+def test_the_more_often_images_are_seen_the_higher_the_rung():
+    rungs = [rung_for(passes) for passes in (0.1, 4, 30, 90, 299, 10_000)]
+    assert [list(LADDER).index(rung) for rung in rungs] == sorted(
+        list(LADDER).index(rung) for rung in rungs
+    )
+    assert rungs[0] == "none" and rungs[-1] == "strong"
+
+
+def test_each_rung_holds_back_more_than_the_one_below():
+    rows = [tuple(vars(rung).values()) for _, rung in LADDER.values()]
+    for below, above in zip(rows, rows[1:], strict=False):
+        assert above != below and all(a >= b for a, b in zip(above, below, strict=True))
+
+
+def test_labels_of_a_sigmoid_loss_are_not_smoothed():
+    config = regularised(finetune(100, multi_label=True), "strong")
+    assert config.loss == "sigmoid" and config.label_smoothing == 0
+    assert config.dropout == 0.1
+
+
+def test_a_net_without_dropout_goes_without():
+    config = regularised(finetune(100, "BiT-R50x1"), "strong")
+    assert config.dropout == config.stochastic_depth == 0
+    assert config.augment.mixup == 0.5 and config.optimizer.weight_decay == 0.3
+
+
+def test_a_rung_goes_over_the_recipe_and_a_field_over_the_rung(tmp_path):
+    words = ["pretrain", "digits", "--recipe", "imagenet-vit", "--model", "ViT-Femto/2",
+             "--any-net", "--image-size", "8", "--steps", "2", "--batch-size", "8",
+             "--regularisation", "medium", "--dropout", "0.3", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(words) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["dropout"] == 0.3  # of the words
+    assert config["optimizer"]["weight_decay"] == 0.1  # of the rung, the recipe's is 0.3
+    assert config["hidden_head"]  # of the recipe
+
+
+def test_an_unknown_rung_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'medium'"):
+        vitkit.pretrain("digits", out=tmp_path / "run", steps=2, regularisation="medum")
+    assert not (tmp_path / "run").exists()
