@@ -27,7 +27,7 @@ CHIP = "TPUv3"  # a core of it: the paper counts its days
 # Groups and fields that say how a machine is used, not what is computed.
 ASIDE = ("data.", "guard.", "engine.", "threads", "precision", "evaluate_every", "save_", "log_",
          "recipe", "seed", "accumulation")  # fmt: skip
-NOTHING = (None, False, 0, "none", (0.0, 0.0, 0.0, 0.0))  # a default that is one of these is unsaid
+NOTHING = (None, False, 0, "none", (), (0.0, 0.0, 0.0, 0.0))  # a default that is one of these is unsaid
 
 
 def every(name: str | None = None) -> Iterator[tuple[str, str, Recipe]]:
@@ -90,6 +90,8 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     unused |= {"schedule.linear_end"} if schedule.kind != "linear" else set()
     unused |= {"schedule.stairs"} if schedule.kind != "stairs" else set()
     unused |= {"schedule.warmup_share"} if schedule.warmup_steps is not None else set()
+    unused |= {"optimizer.layer_decay"} if config.optimizer.layer_decay == 1 else set()
+    unused |= {"lora.layers"} if not config.lora.rank else set()
     usual = flat(TrainConfig())
     return {
         name: value
