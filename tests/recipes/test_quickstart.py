@@ -89,3 +89,9 @@ def test_an_unknown_rung_is_refused_with_the_nearest_name(tmp_path):
     with pytest.raises(UsageError, match="did you mean 'medium'"):
         vitkit.pretrain("digits", out=tmp_path / "run", steps=2, regularisation="medum")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_rate_goes_with_the_square_root_of_a_small_batch():
+    small, large = finetune(160, "ViT-Pico/8"), finetune(1000, "ViT-Pico/8")
+    assert (small.batch_size, large.batch_size) == (16, 64)
+    assert small.optimizer.learning_rate == large.optimizer.learning_rate / 2

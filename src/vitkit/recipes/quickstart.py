@@ -10,6 +10,7 @@ from vitkit.recipes.regularisation import regularised, rung_for
 from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 CROP_AREA = (0.8, 1.0)  # short runs of small nets learn less from the 5 % of the paper
+BATCH = 64  # of images that are not few
 LEAST_STEPS = 5000  # of pre-training
 RATE_OF_WIDTH = 0.05  # AdamW's learning rate in fine-tuning times the width
 LOWEST_RATE = 1 / 6  # of the head's, at the embeddings
@@ -51,8 +52,9 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
     Steps: 500 up to 1,000 images, then as the square root of their number, so that 50,000 get 3,536
     and ImageNet 17,897 (the paper's Table 4 goes from 500 to 20,000). Regularisation: the rung of
     the ladder for as many passes. Transformers by AdamW at 0.05 / width (arXiv 2203.03466: Adam's
-    rate falls as the width grows; 6.5e-5 for ViT-B), falling from the head to a sixth of it in the
-    embeddings by as much at each block (arXiv 2106.08254). Other nets by SGD at 0.03, as Table 4.
+    rate falls as the width grows; 6.5e-5 for ViT-B), with smaller batches than 64 as their square
+    root, and falling from the head to a sixth of it in the embeddings by as much at each block
+    (arXiv 2106.08254). Other nets by SGD at 0.03, as Table 4.
 
     Measured: beside fixed recipes and timm's defaults in docs/results.md, with a small net; the
     rates of larger ones follow from the width, and were not measured.
@@ -77,7 +79,7 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
     layers = net.sizes["depth"] + sum(net.sizes.get("stem", ())) + 1
     by_adam = OptimizerConfig(
         "adamw",
-        learning_rate=float(f"{RATE_OF_WIDTH / net.sizes['width']:.2g}"),
+        learning_rate=float(f"{RATE_OF_WIDTH / net.sizes['width'] * (batch / BATCH) ** 0.5:.2g}"),
         weight_decay=config.optimizer.weight_decay,
         layer_decay=round(LOWEST_RATE ** (1 / layers), 3),
     )
@@ -86,7 +88,7 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
 
 def batch_for(facts: DataFacts) -> int:
     """Of a laptop, at least ten to a pass; even, since MixUp mixes pairs."""
-    return max(2, min(64, facts.images // 10) // 2 * 2)
+    return max(2, min(BATCH, facts.images // 10) // 2 * 2)
 
 
 def net_for(side: int) -> tuple[str, int]:

@@ -27,7 +27,14 @@ CHIP = "TPUv3"  # a core of it: the paper counts its days
 # Groups and fields that say how a machine is used, not what is computed.
 ASIDE = ("data.", "guard.", "engine.", "threads", "precision", "evaluate_every", "save_", "log_",
          "recipe", "seed", "accumulation")  # fmt: skip
-NOTHING = (None, False, 0, "none", (), (0.0, 0.0, 0.0, 0.0))  # a default that is one of these is unsaid
+NOTHING = (
+    None,
+    False,
+    0,
+    "none",
+    (),
+    (0.0, 0.0, 0.0, 0.0),
+)  # a default that is one of these is unsaid
 
 
 def every(name: str | None = None) -> Iterator[tuple[str, str, Recipe]]:
