@@ -3,10 +3,11 @@
 `python benchmarks/transfer.py --data DIR --base CHECKPOINT [--seeds 3] [--only NAME,...]`
 fine-tunes one net on small sets of images: CIFAR-10 with 1,000 and 10,000 labels (scored on its
 10,000 test images), scikit-learn's digits (500 to train on, the others scored), and a folder of
-some 100 photographs in four classes (scored in five folds, each trained on the other four). DIR
-holds `cifar10/` (parquet) and `imagenet-samples/` (a folder a class). Every recipe trains on the same images; what is scored
-decides nothing. timm gets the weights in its own net, the defaults of its train.py, and as many of
-its epochs as fit in the time that vitkit's defaults took on the same images in the same run.
+100 photographs in four classes (scored in five folds, each trained on the other four). DIR holds
+`cifar10/` (parquet) and `imagenet-samples/` (a folder a class). Every recipe trains on the same
+images; what is scored decides nothing. timm gets the weights in its own net, the defaults of its
+train.py, and as many of its epochs as fit in the time that vitkit's defaults took on the same
+images in the same run.
 
 CHECKPOINT is `vitkit pretrain TINY_IMAGENET --epochs 12 --batch-size 128`. Writes
 benchmarks/results/transfer.json after every run, and goes on from it with --go-on; `--table FILES`

@@ -28,8 +28,11 @@ def test_a_batch_is_a_tenth_of_few_images_and_even():
 
 
 def test_the_rate_of_a_transformer_falls_with_its_width_and_towards_its_embeddings():
-    for model, rate, layers in (("ViT-Pico/8", 5.2e-4, 5), ("ViT-B/16", 6.5e-5, 13),
-                                ("ViT-H/14", 3.9e-5, 33), ("R50+ViT-B/16", 6.5e-5, 29)):  # fmt: skip
+    nets = {
+        "ViT-Pico/8": (5.2e-4, 5), "ViT-B/16": (6.5e-5, 13), "ViT-H/14": (3.9e-5, 33),
+        "R50+ViT-B/16": (6.5e-5, 29),
+    }  # fmt: skip
+    for model, (rate, layers) in nets.items():
         optimizer = finetune(1000, model).optimizer
         assert (optimizer.name, optimizer.learning_rate) == ("adamw", rate)
         assert optimizer.layer_decay**layers == pytest.approx(1 / 6, rel=0.02)
