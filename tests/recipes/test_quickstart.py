@@ -1,5 +1,6 @@
 """What vitkit does by default follows from the number of images and from the net."""
 
+import itertools
 import json
 
 import pytest
@@ -61,7 +62,7 @@ def test_the_more_often_images_are_seen_the_higher_the_rung():
 
 def test_each_rung_holds_back_more_than_the_one_below():
     rows = [tuple(vars(rung).values()) for _, rung in LADDER.values()]
-    for below, above in zip(rows, rows[1:], strict=False):
+    for below, above in itertools.pairwise(rows):
         assert above != below and all(a >= b for a, b in zip(above, below, strict=True))
 
 
