@@ -219,7 +219,7 @@ def finetune(argv: list[str]) -> Any:
     words = parse(Finetune(config=shown), "finetune", argv)
     require(words.data, "finetune", "DATA, images as docs/data.md lists them, or 'digits'")
     require(words.checkpoint, "finetune", "--from CHECKPOINT, a bundle, a run or a file of weights")
-    named("recipe", words.config.recipe, recipes.FINETUNE)
+    recipes.of_verb(words.config.recipe, "finetune")
     check_words(words)
     from vitkit.prediction.model import load
     from vitkit.workflows import finetune as workflow

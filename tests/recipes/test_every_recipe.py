@@ -145,7 +145,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest(few_digits):
 
 
 def test_a_net_that_a_recipe_was_not_written_for_is_refused_unless_asked_for(few_digits):
-    said = "written for ViT-L/16 and ViT-L/32, not for ViT-B/16.*--any-net"
+    said = "written for ViT-L/16, ViT-L/32, not for ViT-B/16.*--any-net"
     with pytest.raises(UsageError, match=said):
         vitkit.pretrain(few_digits, "i21k-vit-l", model="ViT-B/16")
     with pytest.raises(UsageError, match="unknown model 'ViT-L/61'"):

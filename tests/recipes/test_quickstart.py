@@ -30,8 +30,8 @@ def test_a_batch_is_a_tenth_of_few_images_and_even():
 
 def test_the_rate_of_a_transformer_falls_with_its_width_and_towards_its_embeddings():
     nets = {
-        "ViT-Pico/8": (5.2e-4, 5), "ViT-B/16": (6.5e-5, 13), "ViT-H/14": (3.9e-5, 33),
-        "R50+ViT-B/16": (6.5e-5, 29),
+        "ViT-Pico/8": (6.2e-4, 5), "ViT-B/16": (7.8e-5, 13), "ViT-H/14": (4.7e-5, 33),
+        "R50+ViT-B/16": (7.8e-5, 29),
     }  # fmt: skip
     for model, (rate, layers) in nets.items():
         optimizer = finetune(1000, model).optimizer
@@ -81,7 +81,8 @@ def test_a_net_without_dropout_goes_without():
 def test_a_rung_goes_over_the_recipe_and_a_field_over_the_rung(tmp_path):
     words = ["pretrain", "digits", "--recipe", "imagenet-vit", "--model", "ViT-Femto/2",
              "--any-net", "--image-size", "8", "--steps", "2", "--batch-size", "8",
-             "--regularisation", "medium", "--dropout", "0.3", "--out", str(tmp_path / "run")]  # fmt: skip
+             "--regularisation", "medium", "--dropout", "0.3",
+             "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(words) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["dropout"] == 0.3  # of the words
@@ -95,7 +96,9 @@ def test_an_unknown_rung_is_refused_with_the_nearest_name(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_rate_goes_with_the_square_root_of_a_small_batch():
-    small, large = finetune(160, "ViT-Pico/8"), finetune(1000, "ViT-Pico/8")
-    assert (small.batch_size, large.batch_size) == (16, 64)
-    assert small.optimizer.learning_rate == large.optimizer.learning_rate / 2
+def test_the_rate_goes_with_the_square_roots_of_a_small_batch_and_of_the_steps():
+    small, usual, many = (finetune(n, "ViT-Pico/8") for n in (160, 1000, 16_000))
+    assert (small.batch_size, usual.batch_size, many.batch_size) == (16, 64, 64)
+    assert (small.steps, usual.steps, many.steps) == (500, 500, 2000)
+    rates = [one.optimizer.learning_rate for one in (small, usual, many)]
+    assert rates == pytest.approx([rates[1] / 2, rates[1], rates[1] * 2], rel=0.02)

@@ -6,7 +6,7 @@ import pytest
 
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError
-from vitkit.recipes import FINETUNE, candidates, finetuning
+from vitkit.recipes import FINETUNE, candidates, finetuning, pretraining
 from vitkit.recipes.recipe import CIFAR_100, IMAGENET, PETS
 from vitkit.training.schedules import warmup_decay
 
@@ -128,3 +128,10 @@ def test_recipes_that_leave_nothing_to_choose_have_no_candidates():
     assert candidates("bit-hyperrule", CIFAR_100, "BiT-R50x1", SMALL) == []
     with pytest.raises(UsageError, match="table4-cifar"):
         candidates("table4-cifra", CIFAR_100, "ViT-B/16", SMALL)
+
+
+def test_a_recipe_of_the_other_verb_is_refused_by_its_name():
+    with pytest.raises(UsageError, match="jft-vit-b is a recipe of vitkit pretrain"):
+        finetuning("jft-vit-b", DataFacts(), "ViT-B/16", (224, 224))
+    with pytest.raises(UsageError, match="table4-cifar is a recipe of vitkit finetune"):
+        pretraining("table4-cifar", DataFacts())

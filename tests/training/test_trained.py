@@ -229,3 +229,18 @@ def test_adapters_start_from_the_seed_and_a_state_holds_them_to_the_bit(tmp_path
         assert torch.equal(value, fresh.net.state_dict()[name]), name
     for name, value in state.average.items():
         assert torch.equal(value, fresh.average[name]), name
+
+
+def test_an_adapter_of_a_higher_rank_than_its_layer_is_refused():
+    with pytest.raises(
+        UsageError, match=r"lora.rank is 97, but blocks.0.attention.\w+ has rank 96"
+    ):
+        choose_trained(pico(), (), LoraConfig(rank=97))
+    choose_trained(pico(), (), LoraConfig(rank=96))
+
+
+def test_both_heads_of_a_distilled_net_must_learn():
+    net = build("ViT-Pico/4", 10, 8, distillation_token=True)
+    with pytest.raises(UsageError, match="freeze names the head_distillation"):
+        choose_trained(net, HEAD_ALONE, NO_LORA)
+    choose_trained(net, ("*", "!head*"), NO_LORA)

@@ -78,7 +78,7 @@ def test_classes_that_have_no_dev_image_are_named_with_the_share_that_would_do()
 
 
 def test_a_class_of_one_image_cannot_be_in_both_and_that_is_said():
-    with pytest.raises(DataError, match=r"1 of 3 classes.*c1.*no share would do"):
+    with pytest.raises(DataError, match=r"1 of 3 classes.*c1.*no share would do, since c1 has"):
         dev_split(images([50, 1, 50]), 0.1)
 
 

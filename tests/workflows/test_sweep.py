@@ -194,7 +194,7 @@ def test_more_seeds_can_be_trained_later(copy, swept, base):
     ],
 )
 def test_resumed_by_other_words_it_is_refused(change, said, swept, base):
-    words = FAST | {"over": RATES, "seeds": 2} | change
+    words = TUNED | {"over": RATES, "seeds": 2} | change
     checkpoint = base / words.pop("checkpoint", "one")
     before = saved(swept.folder)
     with pytest.raises(UsageError) as error:
@@ -208,6 +208,33 @@ def test_a_result_that_the_runs_own_record_does_not_bear_out_is_refused(copy, sw
     path.write_text(path.read_text().replace('"top1": 0.', '"top1": 0.9'))
     with pytest.raises(UsageError, match="last evaluation is not the one"):
         sweep(base, copy, seeds=2, resume="auto")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record["trials"][0].update(score=0.99),
+        lambda record: record["trials"][0].update(score="high"),
+        lambda record: record["trials"][0].pop("metrics"),
+        lambda record: record["trials"][0].pop("label"),
+        lambda record: record["finals"][0].update(score=0.99),
+        lambda record: record["finals"][0].pop("seed"),
+        lambda record: record.pop("data"),
+    ],
+)
+def test_a_record_that_no_sweep_has_written_is_refused(damage, copy, swept, base):
+    record = json.loads((copy / "sweep.json").read_text())
+    damage(record)
+    (copy / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"sweep\.json: is damaged .*without --resume"):
+        sweep(base, copy, seeds=2, resume="auto")
+
+
+def test_a_run_is_not_put_into_the_folder_of_a_sweep(copy, base):
+    before = saved(copy)
+    with pytest.raises(UsageError, match="is a sweep; give its --sweep words again"):
+        vitkit.finetune("digits", base / "one", out=copy, resume="auto", **TUNED)
+    assert saved(copy) == before
 
 
 def test_a_trial_whose_folder_is_gone_is_run_again_to_the_same_result(copy, swept, base):

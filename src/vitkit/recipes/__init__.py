@@ -66,7 +66,7 @@ def pretraining(
     Raises UsageError for an unknown recipe or net, and for a net that the recipe was not written
     for unless `any_net`.
     """
-    recipe = PRETRAIN[named("recipe", name, PRETRAIN)]
+    recipe = of_verb(name, "pretrain")
     if model is not None:
         variant(model)
         check_net(name, recipe, model, any_net)
@@ -77,7 +77,7 @@ def finetuning(
     name: str, facts: DataFacts, model: str, image_size: tuple[int, int], any_net: bool = False
 ) -> TrainConfig:
     """A recipe for a checkpoint of this net and image size; UsageError as for `pretraining`."""
-    recipe = FINETUNE[named("recipe", name, FINETUNE)]
+    recipe = of_verb(name, "finetune")
     check_net(name, recipe, model, any_net)
     return recipe.make(facts, model, image_size)
 
@@ -86,6 +86,17 @@ def find(name: str) -> tuple[str, Recipe]:
     """The verb, "pretrain" or else "finetune", and the recipe; UsageError if there is none such."""
     verb = "pretrain" if named("recipe", name, PRETRAIN | FINETUNE) in PRETRAIN else "finetune"
     return verb, (PRETRAIN if verb == "pretrain" else FINETUNE)[name]
+
+
+def of_verb(name: str, verb: str) -> Recipe:
+    """The recipe; UsageError where there is none, or it is of the other verb."""
+    recipes, others = (PRETRAIN, FINETUNE) if verb == "pretrain" else (FINETUNE, PRETRAIN)
+    if name not in recipes and name in others:
+        other = "finetune" if verb == "pretrain" else "pretrain"
+        raise UsageError(
+            f"{name} is a recipe of vitkit {other}; those of {verb} are {', '.join(recipes)}"
+        )
+    return recipes[named("recipe", name, recipes)]
 
 
 def planning(
@@ -129,6 +140,6 @@ def check_net(name: str, recipe: Recipe, model: str, any_net: bool) -> None:
     """UsageError for a net that a recipe was not written for."""
     if recipe.nets and model not in recipe.nets and not any_net:
         raise UsageError(
-            f"the recipe {name} was written for {' and '.join(recipe.nets)}, not for {model}; "
+            f"the recipe {name} was written for {', '.join(recipe.nets)}, not for {model}; "
             "give one of these, another recipe, or --any-net"
         )

@@ -248,6 +248,7 @@ CHOICES = {
     "engine.sharding": ("auto", "ddp", "fsdp", "hybrid"),
 }
 
+BELOW_ONE = 0.9999999
 # Name: (least, most, whether both may be reached). None as a value is always allowed.
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every",
@@ -262,7 +263,7 @@ RANGES = {
                      "save_minutes", "guard.spike_factor", "engine.patience"), (0, 1e9, True)),
     **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "polyak",
                      "schedule.warmup_share", "schedule.stairs", "optimizer.momentum",
-                     "optimizer.betas", "lora.dropout"), (0, 0.9999999, True)),
+                     "optimizer.betas", "lora.dropout"), (0, BELOW_ONE, True)),
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
     **dict.fromkeys(("augment.erase", "data.balance", "loss_balance"), (0, 1, True)),
@@ -285,6 +286,8 @@ def check(name: str, value: Any) -> None:
         inside = least <= one <= most if reached else least < one < most
         if not inside:
             bounds = f"between {least:g} and {most:g}" if reached else f"above {least:g}, finite"
+            if most == BELOW_ONE:
+                bounds = f"at least {least:g} and below 1"
             if reached and most == math.inf:
                 bounds = f"at least {least:g}"
             raise UsageError(f"{name} is {value}; it must be {bounds}")

@@ -75,12 +75,13 @@ def check_learns(net: nn.Module, lora: LoraConfig) -> None:
     trained = trained_weights(net)
     if not trained:
         raise UsageError("freeze leaves no weight to train; give fewer names, or '!head.*' last")
-    head = getattr(net, "head", None)
-    if isinstance(head, nn.Linear) and not head.weight.requires_grad:
-        raise UsageError(
-            "freeze names the head, which starts anew, so that nothing would be learned; add "
-            "'!head.*' last"
-        )
+    for name in HEADS:
+        head = getattr(net, name, None)
+        if isinstance(head, nn.Linear) and not head.weight.requires_grad:
+            raise UsageError(
+                f"freeze names the {name}, which starts anew, so that nothing would be learned; "
+                f"add '!{name}.*' last"
+            )
     if lora.rank and not any(name.endswith(UP) for name in trained):
         raise UsageError(
             "freeze names all adapters; leave --lora.rank out, or give fewer names to freeze"
@@ -116,11 +117,23 @@ def put_adapters(net: nn.Module, lora: LoraConfig) -> None:
         r=lora.rank, lora_alpha=scale_of(lora) * lora.rank, lora_dropout=lora.dropout,  # type: ignore[arg-type]
         target_modules=rf"(?!(?:{heads})(?:\.|$))(?:.*\.)?(?:{inside})",
     )  # fmt: skip
+    check_rank(net, lora)
     meta = next(net.parameters()).is_meta
     peft.inject_adapter_in_model(wanted, net, low_cpu_mem_usage=meta)
     for module in net.modules():
         if hasattr(module, "lora_A"):  # autocast sees to the precision: no copy in float32
             module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+
+
+def check_rank(net: nn.Module, lora: LoraConfig) -> None:
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Linear) and name.rsplit(".")[-1] in lora.layers:
+            most = min(layer.weight.shape)
+            if lora.rank > most and name.split(".")[0] not in HEADS:
+                raise UsageError(
+                    f"lora.rank is {lora.rank}, but {name} has rank {most} itself; give less, or "
+                    "train it whole"
+                )
 
 
 def scale_of(lora: LoraConfig) -> float:

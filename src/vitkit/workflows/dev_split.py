@@ -56,8 +56,13 @@ def lacking(task: Task, share: float, empty: list[str], where: str) -> Exception
         parts = split(task, other)
         if not any(part and classes_without(part, task.train) for part in (parts.val, parts.train)):
             return UsageError(f"{told}; give --dev-share {other:g}")
+    counts = class_counts([("train", task.train)])["train"]
+    single = [name for name, images in counts.items() if images == 1]
+    if not single:  # classes of several labels that come together
+        return DataError(f"{told}; no share would do: give more images, or leave classes out")
     return DataError(
-        f"{told}; no share would do, so give more images of them, or leave these classes out"
+        f"{told}; no share would do, since {some(single)} {'has' if len(single) == 1 else 'have'} "
+        "a single image to train on: give more images of these, or leave them out"
     )
 
 

@@ -36,6 +36,7 @@ except ImportError:  # Windows
 
 LOCK = ".lock"  # in a run directory; whoever writes there holds it
 LOCK_SECONDS = 10.0
+SWEEP_RECORD = "sweep.json"  # of a sweep, whose folder holds runs and is none
 HELD: dict[Path, IO[str]] = {}  # run directories that this process holds
 
 
@@ -110,7 +111,10 @@ def remove(fresh: list[Path]) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """UsageError where a run's files are pipes, folders or the like, or of a newer version."""
+    """UsageError where a run's files are pipes, folders or the like, or of a newer version, and in
+    the folder of a sweep."""
+    if (folder / SWEEP_RECORD).exists():
+        raise UsageError(f"{folder}: is a sweep; give its --sweep words again, or another --out")
     for name in ("config.json", "metrics.jsonl"):
         path = folder / name
         if path.exists() and not path.is_file():

@@ -15,7 +15,7 @@ from typing import Any
 
 from vitkit import recipes
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import UsageError, VitkitError, named
+from vitkit.errors import UsageError, VitkitError
 from vitkit.files import write_whole
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model, load
@@ -44,6 +44,9 @@ from vitkit.workflows.run import (
     fixed_steps,
 )
 from vitkit.workflows.run_folder import (
+    SWEEP_RECORD as RECORD,
+)
+from vitkit.workflows.run_folder import (
     check_resumed,
     check_writable,
     flat_json,
@@ -55,7 +58,6 @@ from vitkit.workflows.run_folder import (
 )
 from vitkit.workflows.task import Task, data_config, open_task
 
-RECORD = "sweep.json"
 DEV_SHARE = 0.1  # where the recipe's authors say none
 WEIGHTS = ("checkpoints", "best", "last")  # of a trial, which go when its result is recorded
 
@@ -162,7 +164,7 @@ def recipe_candidates(
 
 def usual_share(recipe: str) -> float:
     """The share of the training images that a recipe's authors held apart."""
-    return recipes.FINETUNE[named("recipe", recipe, recipes.FINETUNE)].dev_share or DEV_SHARE
+    return recipes.of_verb(recipe, "finetune").dev_share or DEV_SHARE
 
 
 def sweep_on(
@@ -320,13 +322,30 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        ["folder" in row for row in (*record["trials"], *record["finals"])]
+        check_record(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: is damaged ({error}); copy it from a backup, or start a new sweep without "
             "--resume"
         ) from error
     return record
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """ValueError, KeyError or TypeError for what no sweep has written."""
+    rows = [*record["trials"], *record["finals"]]
+    needed = [(record, ("data", "dev", "from", "config"))]
+    needed += [(row, ("folder", "label", "fields")) for row in record["trials"]]
+    needed += [(row, ("folder", "seed")) for row in record["finals"]]
+    needed += [(row, ("steps", "metrics") if "problem" not in row else ("score",))
+               for row in rows if "score" in row]  # fmt: skip
+    for part, names in needed:
+        missing = [name for name in names if name not in part]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+    for row in rows:
+        if "metrics" in row and row["score"] != headline(row["metrics"])[1]:
+            raise ValueError(f"the score of {row['folder']} is not the one of its metrics")
 
 
 def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
