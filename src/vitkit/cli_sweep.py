@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitkit.errors import UsageError
@@ -52,13 +53,17 @@ def candidates_of(words: Finetune, argv: list[str], task: Task, model: Model) ->
     from vitkit.workflows.sweep import recipe_candidates
 
     if words.sweep == (OWN,):
-        return [
-            (label, with_length(parse(Finetune(config=own), "finetune", argv), argv).config)
-            for label, own in recipe_candidates(
-                task, words.config.recipe, model, words.any_net, words.regularisation
-            )
-        ]
+        own = recipe_candidates(
+            task, words.config.recipe, model, words.any_net, words.regularisation
+        )
+        # The words name the recipe; a rival that is one of the candidates keeps its own name.
+        return [(label, replace(told(config, argv), recipe=config.recipe)) for label, config in own]
     return grid(words.config, values_in(words.sweep), given_in(argv))
+
+
+def told(config: TrainConfig, argv: list[str]) -> TrainConfig:
+    """A config with the words put over it."""
+    return with_length(parse(Finetune(config=config), "finetune", argv), argv).config
 
 
 def given_in(argv: list[str]) -> set[str]:

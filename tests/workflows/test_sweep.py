@@ -123,7 +123,8 @@ def test_its_runs_are_those_that_finetune_does(swept, base, tmp_path):
     task = open_task("digits")
     config = override(
         recipe_config(task, "quickstart", model),
-        {"steps": 12, "batch_size": 16, "learning_rate": 0.0001},
+        {name: value for name, value in TUNED.items() if name not in ("device", "quiet")}
+        | {"learning_rate": 0.0001},
     )
     trial = finetune_on(
         dev_split(task, 0.1), config, model, "", out=tmp_path / "b", device="cpu", quiet=True
@@ -181,6 +182,8 @@ def test_more_seeds_can_be_trained_later(copy, swept, base):
     more = sweep(base, copy, seeds=3, resume=str(copy))
     assert more.finals[:2] == swept.finals and more.finals[2]["seed"] == 2
     assert more.trials == swept.trials and more.record["result"]["seeds"] == 3
+    with pytest.raises(UsageError, match="give --seeds 3 or more"):
+        sweep(base, copy, seeds=2, resume=str(copy))
 
 
 @pytest.mark.parametrize(
@@ -333,7 +336,7 @@ def test_on_the_command_line_the_chosen_one_is_marked_and_the_next_command_works
 ):
     monkeypatch.chdir(tmp_path)
     grid = ["--sweep", "learning-rate=0.0001,0.1", "--sweep", "optimizer.momentum=0.9"]
-    assert main(command(base, *grid, "--seeds", "2", "--json")) == 0
+    assert main(command(base, *grid, "--seeds", "2", "--precision", "fp32", "--json")) == 0
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     found = json.loads(lines[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitkit.data.facts import DataFacts
-from vitkit.models.variants import VARIANTS
+from vitkit.models.variants import VARIANTS, Variant
 from vitkit.recipes.regularisation import regularised, rung_for
 from vitkit.training.config import AugmentConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -42,7 +42,8 @@ def pretrain(facts: DataFacts, model: str | None = None) -> TrainConfig:
         schedule=ScheduleConfig("cosine", warmup_share=0.05),
         augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
-    return regularised(config, rung_for(epochs))
+    batches = max(facts.images / BATCH, 10)  # of a pass; in whole images the rung would waver
+    return regularised(config, rung_for(max(30, LEAST_PRETRAINING / batches)))
 
 
 def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> TrainConfig:
@@ -52,10 +53,10 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
 
     Steps: 500 up to 1,000 images, then as the square root of their number, so that 50,000 get 3,536
     and ImageNet 17,897 (the paper's Table 4 goes from 500 to 20,000). Regularisation: the rung of
-    the ladder for as many passes. Transformers by AdamW at 0.06 / width (arXiv 2203.03466: Adam's
-    rate falls as the width grows; 7.8e-5 for ViT-B) times the roots of (batch / 64) and of
-    (steps / 500), falling from the head to a sixth of it in the embeddings by as much at each block
-    (arXiv 2106.08254). Other nets by SGD at 0.03, as Table 4.
+    the ladder for as many passes. Transformers that have a name by AdamW at 0.06 / width
+    (arXiv 2203.03466: Adam's rate falls as the width grows; 7.8e-5 for ViT-B) times the roots of
+    (batch / 64) and of (steps / 500), falling from the head to a sixth of it in the embeddings by
+    as much at each block (arXiv 2106.08254). Other nets by SGD at 0.03, as Table 4.
 
     Measured: beside fixed recipes and timm's defaults in docs/results.md, with a small net; the
     rates of larger ones follow from the width, and were not measured.
@@ -73,19 +74,21 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
         schedule=ScheduleConfig("cosine", warmup_share=0.1),
         augment=AugmentConfig(CROP_AREA, flip=facts.flip_keeps_class),
     )
-    config = regularised(config, rung_for(steps * batch / facts.images))
     net = VARIANTS.get(model)
-    if net is None or net.kind not in ("ViT", "T2T-ViT"):
-        return config
+    if net is not None and net.kind in ("ViT", "T2T-ViT"):
+        config = replace(config, optimizer=by_adam(net, batch, steps))
+    return regularised(config, rung_for(steps * batch / facts.images))
+
+
+def by_adam(net: Variant, batch: int, steps: int) -> OptimizerConfig:
+    """AdamW for fine-tuning a Transformer of these sizes."""
     layers = net.sizes["depth"] + sum(net.sizes.get("stem", ())) + 1
     rate = RATE_OF_WIDTH / net.sizes["width"] * (batch / BATCH * steps / LEAST_STEPS) ** 0.5
-    by_adam = OptimizerConfig(
+    return OptimizerConfig(
         "adamw",
         learning_rate=float(f"{rate:.2g}"),
-        weight_decay=config.optimizer.weight_decay,
         layer_decay=round(LOWEST_RATE ** (1 / layers), 3),
     )
-    return replace(config, optimizer=by_adam)
 
 
 def batch_for(facts: DataFacts) -> int:

@@ -29,7 +29,7 @@ class Rung:
 LADDER = {
     "none": (0, Rung(0.0, 0.0, 0.0, 0.0, 0.0)),
     "light": (5, Rung(0.05, 0.1, 0.0, 0.0, 0.0)),
-    "medium": (200, Rung(0.1, 0.1, 0.1, 0.0, 0.2)),
+    "medium": (300, Rung(0.1, 0.1, 0.1, 0.0, 0.2)),
     "strong": (500, Rung(0.3, 0.1, 0.1, 0.1, 0.5)),
 }
 
@@ -42,17 +42,20 @@ def rung_for(passes: float) -> str:
 def regularised(config: TrainConfig, name: str) -> TrainConfig:
     """The config on a rung of the ladder; UsageError for an unknown one.
 
-    Labels of a sigmoid loss are not smoothed, and nets without dropout go without.
+    Labels of a sigmoid loss are not smoothed, nets without dropout go without, and so does SGD
+    without weight decay, which it adds to the gradient: what AdamW can bear would undo the weights.
+    MixUp is that of `augment.level` where the rung has none.
     """
     rung = LADDER[named("regularisation", name, LADDER)][1]
     drops = has_dropout(config.model)
+    decay = rung.weight_decay if config.optimizer.name == "adamw" else config.optimizer.weight_decay
     return replace(
         config,
         label_smoothing=rung.label_smoothing if config.loss == "softmax" else 0.0,
         dropout=rung.dropout if drops else 0.0,
         stochastic_depth=rung.stochastic_depth if drops else 0.0,
-        optimizer=replace(config.optimizer, weight_decay=rung.weight_decay),
-        augment=replace(config.augment, mixup=rung.mixup),
+        optimizer=replace(config.optimizer, weight_decay=decay),
+        augment=replace(config.augment, mixup=rung.mixup or None),
     )
 
 

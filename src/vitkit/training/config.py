@@ -17,7 +17,8 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = 0.1
-    """Times the learning rate; not on biases, norms, class token and positions."""
+    """Times the learning rate; not on biases, norms, class token and positions. SGD adds it to the
+    gradient, so that momentum multiplies it."""
     layer_decay: float = 1.0
     """Learning rate of each block relative to the next one above it; 1 is the same everywhere."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -228,6 +229,11 @@ class TrainConfig:
         if self.loss_balance and self.data.balance:
             raise UsageError(
                 "loss_balance and data.balance both make rare classes count more; give one"
+            )
+        if self.loss_balance and self.data.weights:
+            raise UsageError(
+                "loss_balance goes by the numbers of images, and data.weights draws others; give "
+                "one"
             )
 
 

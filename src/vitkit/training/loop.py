@@ -247,9 +247,9 @@ class Training:
                 f"{state.rewinds} time(s) before; start a new run with a lower --learning-rate, or "
                 "go on with --resume auto and a larger --guard.rewinds"
             )
-        best = state.best  # best/ stays, whatever the run has seen since
+        best = state.best, state.without_better  # best/ stays, whatever the run has seen since
         load_state(folder, state)
-        state.best = best
+        state.best, state.without_better = best
         self.log.cut_back(state.logged_bytes, state.step)
         values = {"spike_at": step, "left_out": [state.position, past - 1], "rewinds": rewinds}
         state.position, state.rewinds = past, rewinds

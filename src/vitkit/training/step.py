@@ -167,8 +167,12 @@ def settle(setup: Setup, state: TrainState, batch: Batch) -> None:
 
 
 def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
-    """Gradients of the batch's mean loss, which is given; None where memory did not suffice."""
-    config, world = setup.config, setup.engine.world
+    """Gradients of the batch's mean loss, which is given; None where memory did not suffice.
+
+    Given is the loss without class weights: a batch with a rare class must not look like a spike.
+    """
+    config, world, weights = setup.config, setup.engine.world, setup.class_weights
+    kind, smoothing = config.loss, config.label_smoothing
     # Dropout follows from (seed, position, process).
     torch.manual_seed(config.seed + state.position + 1 + (world.rank << 32))
     state.optimizer.zero_grad()
@@ -180,12 +184,13 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
             pixels = normalised(images, setup.constants)
             with setup.engine.autocast():
                 logits = state.forward(pixels)
-            loss = cross_entropy(
-                logits, labels, config.loss, config.label_smoothing, setup.class_weights
-            )
-            loss = loss * (len(labels) / len(batch.labels))  # parts may differ by an image
-            loss.backward()
-            total += loss.detach()
+            share = len(labels) / len(batch.labels)  # parts may differ by an image
+            loss = cross_entropy(logits, labels, kind, smoothing, weights)
+            (loss * share).backward()
+            told = loss.detach()
+            if weights is not None:
+                told = cross_entropy(logits.detach(), labels, kind, smoothing)
+            total += told * share
     except RuntimeError as error:  # torch's OutOfMemoryError is one
         if not is_out_of_memory(error):
             raise

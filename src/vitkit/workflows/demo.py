@@ -28,6 +28,7 @@ PRETRAIN: dict[str, Any] = {
     "steps": 1500,
     "pooling": "token",
     "learning_rate": 3e-3,
+    "regularisation": "light",
     "label_smoothing": 0.0,
     "augment.crop_area": (0.5, 1.0),
     "threads": 0,  # for images as small as these a thread costs more than it gives

@@ -16,7 +16,7 @@ from vitkit.recipes.regularisation import regularised
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.linear_probe import fit_head
 from vitkit.workflows.run import Run, train_run
-from vitkit.workflows.task import Task, data_config, open_task
+from vitkit.workflows.task import Task, data_config, open_task, refuse_with_config
 
 
 def finetune(
@@ -40,6 +40,7 @@ def finetune(
     checkpoint's own if not given.
     """
     model, name = opened(checkpoint)
+    refuse_with_config(config, recipe, regularisation, any_net)
     task = open_task(data, data_config(config, fields))
     final = override(config or recipe_config(task, recipe, model, any_net, regularisation), fields)
     return finetune_on(task, final, model, name, out=out, resume=resume, device=device, quiet=quiet)

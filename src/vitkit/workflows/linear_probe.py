@@ -64,7 +64,9 @@ def fit_head(net: Net, setup: Setup, task: Task) -> str:
 def features(net: Net, setup: Setup, source: Source, bad: BadImages) -> tuple[Tensor, Tensor]:
     """Features (N, D) float32 and labels (N,) or (N, K), on the device; bad images are left out."""
     engine, config = setup.engine, setup.config
-    at_once = min(EVALUATION_BATCH, math.ceil(config.batch_size / config.accumulation))
+    # No more at once than training takes: that is what memory was planned for.
+    parts = config.accumulation * engine.world.size
+    at_once = min(EVALUATION_BATCH, math.ceil(config.batch_size / parts))
     threads = loader_threads(config, engine.world)
     batches = evaluation_batches(source, setup.preprocessing, at_once, threads, bad)
 

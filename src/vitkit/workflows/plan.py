@@ -170,7 +170,9 @@ def noise(config: TrainConfig) -> Generator[Batch, None, None]:
 def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:
     """Seconds of a step, by taking some; without loading images."""
     engine = replace(engine, world=World())
-    setup = Setup(config, 1, engine, Preprocessing.direct(config.image_size), net.classes)
+    preprocessing = Preprocessing.direct(config.image_size)
+    one_each = (1,) * net.classes  # images, for class weights: of noise they are all alike
+    setup = Setup(config, 1, engine, preprocessing, net.classes, one_each)
     state = fresh_state(make(net), config, engine)
     with computing_threads(engine.threads):
         return seconds_of_a_step(setup, state.net, state.forward, noise(config))

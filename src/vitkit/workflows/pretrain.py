@@ -13,7 +13,7 @@ from vitkit.recipes import pretraining
 from vitkit.recipes.regularisation import regularised
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
-from vitkit.workflows.task import Task, data_config, open_task
+from vitkit.workflows.task import Task, data_config, open_task, refuse_with_config
 
 BEFORE_CROP = 8 / 7  # of the image side: 256 for 224, big_vision's pre-training configs
 
@@ -40,6 +40,7 @@ def pretrain(
     `regularisation` is a rung of vitkit.recipes.regularisation, put over the recipe. Raises
     UsageError for words that cannot be, DataError for the data.
     """
+    refuse_with_config(config, recipe, regularisation, any_net)
     task = open_task(data, data_config(config, fields))
     model = fields.get("model")
     final = override(config or recipe_config(task, recipe, model, any_net, regularisation), fields)

@@ -56,7 +56,7 @@ from vitkit.workflows.run_folder import (
     run_folder,
     unlock,
 )
-from vitkit.workflows.task import Task, data_config, open_task
+from vitkit.workflows.task import Task, data_config, open_task, refuse_with_config
 
 DEV_SHARE = 0.1  # where the recipe's authors say none
 WEIGHTS = ("checkpoints", "best", "last")  # of a trial, which go when its result is recorded
@@ -123,6 +123,7 @@ def sweep(
     again. Raises UsageError before anything trains for words that cannot be, also as `finetune`.
     """
     model, name = opened(checkpoint)
+    refuse_with_config(config, recipe, regularisation, any_net)
     task = open_task(data, data_config(config, fields))
     if over is None:
         if config is not None:
@@ -408,6 +409,12 @@ class Runs:
         """Train the chosen candidate with each seed, and sum up."""
         rows = {row["seed"]: row for row in self.record["finals"]}
         wanted = range(config.seed, config.seed + seeds)
+        beyond = sorted(set(rows) - set(wanted))
+        if beyond:
+            raise UsageError(
+                f"{self.folder}: has a final run with seed {beyond[-1]} already; give --seeds "
+                f"{beyond[-1] - config.seed + 1} or more"
+            )
         self.record["finals"] = [
             rows.get(seed, {"seed": seed, "folder": f"final/seed-{seed}"}) for seed in wanted
         ]

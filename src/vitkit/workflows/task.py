@@ -16,7 +16,7 @@ from vitkit.data.facts import DataFacts
 from vitkit.data.mixing import listed_in, subset
 from vitkit.data.opening import held_out, image_side, open_data, require_classes
 from vitkit.data.source import Source, Splits, Without
-from vitkit.errors import VitkitError
+from vitkit.errors import UsageError, VitkitError
 from vitkit.training.config import DataConfig, TrainConfig, override
 
 SUBSET_SEED = 0  # the same subset for every run: runs with other seeds must train on the same one
@@ -140,6 +140,16 @@ def without_quarantined(splits: Splits, lists: tuple[str, ...]) -> Splits:
     chosen = zip(parts.items(), listed_in(list(parts.values()), lists), strict=True)
     cleaned = {name: Without(part, left) if left else part for (name, part), left in chosen}
     return Splits(splits.name, **cleaned)
+
+
+def refuse_with_config(
+    config: TrainConfig | None, recipe: str, regularisation: str | None, any_net: bool
+) -> None:
+    """UsageError where a whole config comes with what makes another one."""
+    if config is not None and (recipe != "quickstart" or regularisation or any_net):
+        raise UsageError(
+            "config is given, which says all; leave out recipe, regularisation and any_net"
+        )
 
 
 def data_config(config: TrainConfig | None, fields: Mapping[str, Any]) -> DataConfig:
