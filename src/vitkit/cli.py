@@ -277,16 +277,16 @@ def several(words: Pretrain, verb: str, argv: list[str], task: Task) -> Any:
 
 
 def finished(words: Pretrain, run: Any, next_command: str) -> Any:
-    from vitkit.reports.classes import lowest_first, print_lowest
+    from vitkit.reports.classes import print_recalls
     from vitkit.training.log import headline
 
     metrics = run.metrics
     what, value = headline(metrics)
     print(f"\n{value:.2%} {what} on {metrics['images']:,.0f} held-out images, the run's best")
     if "mean_class_recall" in metrics:  # found by a version that looked
-        print(f"{metrics['mean_class_recall']:.2%} mean recall of its classes")
+        print(f"{metrics['mean_class_recall']:.2%} mean recall of the classes")
     several = "mean_average_precision" in metrics
-    print_lowest(lowest_first(run.class_recall, run.class_images), several)
+    print_recalls(run.class_recall, run.class_images, several)
     print(f"{run.steps:,} steps in {run.seconds:.0f} seconds, report {run.folder / 'report.html'}")
     print(f"Next: {next_command}")
     result = {"run": str(run.folder), "metrics": metrics, "steps": run.steps,
@@ -375,7 +375,7 @@ def evaluate(argv: list[str]) -> Any:
     if words.train and words.protocol != "few-shot":
         raise UsageError("--train is where few-shot takes its shots from; add --protocol few-shot")
     from vitkit.prediction.model import load
-    from vitkit.reports.classes import lowest_first, print_lowest
+    from vitkit.reports.classes import print_recalls
     from vitkit.workflows.evaluate import evaluate
 
     model = load(words.checkpoint)
@@ -389,8 +389,8 @@ def evaluate(argv: list[str]) -> Any:
     for name, value in metrics.items():
         print(f"{name:{width}}  " + (f"{value:.4f}" if name == "loss" else f"{value:.2%}"))
     if "class_recall" in result:
-        rows = lowest_first(result["class_recall"], result["class_images"])
-        print_lowest(rows, "mean_average_precision" in metrics)
+        several = "mean_average_precision" in metrics
+        print_recalls(result["class_recall"], result["class_images"], several)
     print(f"{result['images']:,} images of {result['data']} in {result['seconds']:.0f} seconds")
     print(f"Next: vitkit predict {words.checkpoint} IMAGES/ -o predictions.csv")
     return words, result

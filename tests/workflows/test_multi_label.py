@@ -68,7 +68,7 @@ def test_a_net_is_pre_trained_and_fine_tuned_from_a_linear_probe(pairs, runs, ca
     ]
     assert main([*words, *TRAINING]) == 0
     said = capsys.readouterr()
-    line = r"linear probe: \d+\.\d% mean average precision on \d+ held-out images, l2"
+    line = r"linear probe of \d+ images to train on: \d+\.\d% mean average precision on \d+ of them"
     assert re.search(line, " ".join(said.err.split()))
     assert "label  recall at 0.5  images" in said.out
     second = json.loads(said.out.splitlines()[-1])

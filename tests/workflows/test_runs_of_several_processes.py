@@ -140,7 +140,7 @@ def test_all_start_from_the_same_linear_probe_and_end_early_together(tmp_path, a
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     said = " ".join(result.stderr.split())
-    assert said.count("linear probe: ") == said.count("ended at step 4 of 40") == 1
+    assert said.count("linear probe of ") == said.count("ended at step 4 of 40") == 1
     assert json.loads(result.stdout.splitlines()[-1])["steps"] == 4
     one, two = (records(tmp_path / name, "evaluation") for name in ("one", "two"))
     assert [r["step"] for r in two] == [0, 2, 4]

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 import vitkit
+from vitkit.cli import main
 from vitkit.data.opening import digits
 from vitkit.data.source import ArraySource, Splits, Subset
 from vitkit.errors import UsageError
 from vitkit.training.config import DataConfig, TrainConfig
 from vitkit.workflows.task import note_skew, open_task
+
+
+SGD = {"optimizer.name": "sgd", "learning_rate": 0.03, "optimizer.layer_decay": 1.0}
 
 
 def skewed_digits(few: int) -> Splits:
@@ -33,7 +37,7 @@ def mean_recall(base, folder, **fields) -> float:
     for seed in (0, 1):
         run = vitkit.finetune(skewed_digits(8), base, out=folder / "run", steps=40, batch_size=32,
                               evaluate_every=40, seed=seed, precision="fp32", quiet=True,
-                              **fields)  # fmt: skip
+                              **SGD, **fields)  # fmt: skip
         found.append(run.metrics["mean_class_recall"])
     return float(np.mean(found))
 
@@ -83,3 +87,24 @@ def test_of_several_labels_only_the_loss_can_be_balanced():
 def test_balancing_twice_is_refused():
     with pytest.raises(UsageError, match="both make rare classes count more; give one"):
         vitkit.pretrain("digits", steps=1, loss_balance=1.0, **{"data.balance": 1.0})
+
+
+def test_a_batch_with_a_rare_class_is_no_loss_spike(tmp_path):
+    """The guard would go back and leave out the very images that are to count more."""
+    source = digits().train
+    common = np.flatnonzero(source.labels < 9)
+    rare = np.flatnonzero(source.labels == 9)[:1]
+    data = Splits("skewed", Subset(source, np.append(np.tile(common, 3), rare)), digits().val)
+    run = vitkit.pretrain(data, out=tmp_path / "run", model="ViT-Femto/2", steps=260, seed=0,
+                          device="cpu", quiet=True, batch_size=16, learning_rate=3e-3,
+                          loss_balance=1.0)  # fmt: skip
+    metrics = (run.folder / "metrics.jsonl").read_text()
+    assert run.steps == 260 and '"kind": "rewind"' not in metrics
+
+
+def test_a_run_with_class_weights_can_be_planned(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--loss-balance", "0.5", "--model", "ViT-Femto/2", "--batch-size", "8", "--steps", "5",
+             "--image-size", "8"]  # fmt: skip
+    assert main(["pretrain", "digits", *words, "--dry-run"]) == 0
+    assert "5 steps of 8 images" in capsys.readouterr().out

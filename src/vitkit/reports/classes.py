@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vitkit.terminal import print_columns
+from vitkit.data.checks import some
+from vitkit.terminal import print_columns, printable
 
 ALL_SHOWN = 10  # classes; of more the LOWEST are printed
 LOWEST = 5  # of them
@@ -38,6 +39,16 @@ def lowest_first(
         if recall is not None
     ]
     return sorted(rows, key=lambda row: row.recall)
+
+
+def print_recalls(
+    class_recall: Mapping[str, float | None], class_images: Mapping[str, int], several: bool
+) -> None:
+    """What people see of the classes: the lowest recalls, and which could not be scored."""
+    print_lowest(lowest_first(class_recall, class_images), several)
+    without = [name for name, recall in class_recall.items() if recall is None]
+    if without:
+        print(printable(f"no image to score was of {len(without):,} classes: {some(without)}"))
 
 
 def print_lowest(rows: Sequence[OfClass], several: bool) -> None:

@@ -287,7 +287,9 @@ class Training:
             return stopped
         log.record(state.step, "evaluation", numbers(metrics))
         what, value = headline(metrics)
-        log.say(f"step {state.step}/{self.setup.steps}  {what} {value:.1%} on the held-out images")
+        log.say(
+            f"step {state.step}/{self.setup.steps}  {what} {value:.1%} on the {self.setup.scored}"
+        )
         state.evaluated_at = state.step
         state.without_better += 1
         if not state.best or value > headline(state.best)[1]:

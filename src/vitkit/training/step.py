@@ -42,6 +42,7 @@ class Setup:
     preprocessing: Preprocessing
     classes: int = 0
     class_images: tuple[int, ...] = ()  # to train on, of each class
+    scored: str = "held-out images"  # what evaluations are on, for people
 
     @cached_property
     def constants(self) -> Tensor:

@@ -33,7 +33,7 @@ def dev_split(task: Task, share: float) -> Task:
         if empty:
             raise lacking(task, share, empty, where)
     assert parts.val is not None
-    return Task(parts.train, parts.val, task.name, val_given=False)
+    return Task(parts.train, parts.val, task.name, val_given=False, scored="dev images")
 
 
 def split(task: Task, share: float) -> Splits:

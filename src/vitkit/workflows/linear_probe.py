@@ -54,11 +54,11 @@ def fit_head(net: Net, setup: Setup, task: Task) -> str:
         best = max(range(len(fits)), key=lambda number: scores[number])
         penalties, (share, _) = L2[: best + 1], scores[best]  # on the same way to the best
         x, y = torch.cat([x, apart]), torch.cat([y, labels])
-        told = f"{share:.1%} {what_of(labels)} on {len(apart):,} held-out images"
+        told = f"{share:.1%} {what_of(labels)} on {len(apart):,} of them, held apart"
     put(net, *fit_logistic(x, y, classes, loss, penalties, weights)[-1])
     net.cpu()
     of = "" if pool is task.train else f" of {len(task.train):,}"
-    return f"linear probe: {told}, l2 {penalties[-1]:g}, {len(x):,}{of} images to train on"
+    return f"linear probe of {len(x):,}{of} images to train on: {told}, l2 {l2:g}"
 
 
 def features(net: Net, setup: Setup, source: Source, bad: BadImages) -> tuple[Tensor, Tensor]:

@@ -126,7 +126,7 @@ def train_run(
                 again = together(lambda: choose(with_recorded(config, recorded)))
                 engine = as_recorded(again, recorded)
             steps = recorded.get("steps", 1)
-            setup = Setup(config, steps, engine, kept, classes, task.class_images)
+            setup = Setup(config, steps, engine, kept, classes, task.class_images, task.scored)
             torch.manual_seed(config.seed)
             # Sharded weights are drawn by the main process, which then hands out the parts.
             elsewhere = engine.sharding in ("fsdp", "hybrid") and not world.main

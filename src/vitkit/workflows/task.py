@@ -31,6 +31,7 @@ class Task:
     val: Source
     name: str
     val_given: bool  # by the data, rather than held out here
+    scored: str = "held-out images"  # what those to validate on are called
 
     @cached_property
     def fingerprint(self) -> str:
