@@ -13,7 +13,6 @@ from vitkit.errors import UsageError
 from vitkit.training.config import DataConfig, TrainConfig
 from vitkit.workflows.task import note_skew, open_task
 
-
 SGD = {"optimizer.name": "sgd", "learning_rate": 0.03, "optimizer.layer_decay": 1.0}
 
 

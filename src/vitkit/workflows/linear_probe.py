@@ -58,7 +58,7 @@ def fit_head(net: Net, setup: Setup, task: Task) -> str:
     put(net, *fit_logistic(x, y, classes, loss, penalties, weights)[-1])
     net.cpu()
     of = "" if pool is task.train else f" of {len(task.train):,}"
-    return f"linear probe of {len(x):,}{of} images to train on: {told}, l2 {l2:g}"
+    return f"linear probe of {len(x):,}{of} images to train on: {told}, l2 {penalties[-1]:g}"
 
 
 def features(net: Net, setup: Setup, source: Source, bad: BadImages) -> tuple[Tensor, Tensor]:
