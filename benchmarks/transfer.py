@@ -227,7 +227,7 @@ def main() -> None:
     words.add_argument("--base")
     words.add_argument("--seeds", type=int, default=3)
     words.add_argument("--only", default="", help="names of sets, with commas between")
-    words.add_argument("--recipes", default="", help="names of recipes, with commas between")
+    words.add_argument("--recipes", nargs="+", help="names of recipes")
     words.add_argument("--json", type=Path, default=RESULTS)
     words.add_argument("--go-on", action="store_true", help="keep the runs that the file has")
     words.add_argument("--table", type=Path, nargs="+", help="print that of files, and run nothing")
@@ -240,7 +240,7 @@ def main() -> None:
         words.error("--data and --base are needed")
     base = vitkit.load(args.base)
     recipes = {"vitkit's defaults": {}, **FIXED, "timm's defaults": None}
-    chosen = args.recipes.split(",") if args.recipes else list(recipes)
+    chosen = args.recipes or list(recipes)
     sets = args.only.split(",") if args.only else list(SETS)
     found: dict[str, Any] = {"runs": []}
     if args.go_on and args.json.exists():

@@ -14,7 +14,7 @@ BATCH = 64  # of images that are not few
 LEAST_PRETRAINING = 5000  # steps
 LEAST_STEPS = 500  # of fine-tuning
 RATE_OF_WIDTH = 0.06  # AdamW's learning rate in fine-tuning times the width
-LOWEST_RATE = 1 / 6  # of the head's, at the embeddings
+LOWEST_RATE = 1 / 4  # of the head's, at the embeddings
 
 
 def pretrain(facts: DataFacts, model: str | None = None) -> TrainConfig:
@@ -55,7 +55,7 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
     and ImageNet 17,897 (the paper's Table 4 goes from 500 to 20,000). Regularisation: the rung of
     the ladder for as many passes. Transformers that have a name by AdamW at 0.06 / width
     (arXiv 2203.03466: Adam's rate falls as the width grows; 7.8e-5 for ViT-B) times the roots of
-    (batch / 64) and of (steps / 500), falling from the head to a sixth of it in the embeddings by
+    (batch / 64) and of (steps / 500), falling from the head to a quarter of it in the embeddings by
     as much at each block (arXiv 2106.08254). Other nets by SGD at 0.03, as Table 4.
 
     Measured: beside fixed recipes and timm's defaults in docs/results.md, with a small net; the
