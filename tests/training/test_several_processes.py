@@ -97,12 +97,15 @@ def outcome(tmp_path, processes, **given):
     return load_file(given["file"])
 
 
-def close(found, expected, kind, tolerance):
-    """The largest difference over the largest value, for each tensor of a kind."""
+MOVED = 20 * 1e-3  # what AdamW may move a weight in 20 steps: k's bias by rounding alone
+
+
+def close(found, expected, kind, tolerance, least=1e-30):
+    """The largest difference over the largest value, or `least`, for each tensor of a kind."""
     names = [name for name in expected if name.startswith(kind)]
     assert names and found.keys() == expected.keys()
     for name in names:
-        scale = expected[name].abs().max() + 1e-30
+        scale = max(float(expected[name].abs().max()), least)
         assert (found[name] - expected[name]).abs().max() <= tolerance * scale, name
 
 
@@ -139,8 +142,8 @@ def test_in_float64_the_weights_after_twenty_steps_are_those_of_one_process(
     tmp_path, one, processes, how
 ):
     found = outcome(tmp_path, processes, double=True, **how)
-    close(found, one[True], "weight/", 1e-10)
-    close(found, one[True], "average/", 1e-10)
+    close(found, one[True], "weight/", 1e-10, MOVED)
+    close(found, one[True], "average/", 1e-10, MOVED)
     close(
         found, one[True], "predicted", 1e-10
     )  # by the average, after which training weights stand
@@ -155,7 +158,7 @@ def test_sharded_sgd_moves_the_weights_as_in_one_process(tmp_path):
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_parts_of_a_batch_add_up_over_processes(tmp_path, one, sharding):
     found = outcome(tmp_path, 2, sharding=sharding, double=True, accumulation=4)
-    close(found, one[True], "weight/", 1e-10)
+    close(found, one[True], "weight/", 1e-10, MOVED)
 
 
 def test_a_sharded_state_is_whole_and_goes_on_in_another_number_of_processes(tmp_path, one):

@@ -40,7 +40,8 @@ def test_the_probe_is_as_accurate_as_scikit_learns_on_the_same_features(
     train, val = Subset(splits.train, np.arange(400)), Subset(splits.val, np.arange(200))
     run = vitkit.finetune(Splits("some", train, val), base, out=tmp_path / "run", steps=1,
                           linear_probe=True, **STILL)  # fmt: skip
-    assert "l2 0.01, 400 images to train on" in " ".join(capfd.readouterr().err.split())
+    said = " ".join(capfd.readouterr().err.split())
+    assert "linear probe of 400 images to train on: " in said and ", l2 0.01 " in said
     x, apart = (
         base.features([part.image(i).permute(1, 2, 0).numpy() for i in range(len(part))])
         for part in (train, val)
@@ -91,7 +92,7 @@ def test_of_many_images_a_share_of_every_class_is_fitted_and_that_is_said(
     monkeypatch.setattr(linear_probe, "AT_MOST", 200)
     vitkit.finetune("digits", base, out=tmp_path / "run", linear_probe=True, steps=1, **STILL)
     said = " ".join(capfd.readouterr().err.split())
-    assert "20 held-out images" in said and "200 of 1,438 images to train on" in said
+    assert "200 of 1,438 images to train on" in said and "20 of them, held apart" in said
 
 
 def test_too_few_images_to_hold_any_out_are_fitted_with_a_usual_penalty(base, tmp_path, capfd):
