@@ -226,6 +226,7 @@ def main() -> None:
     words.add_argument("--data", type=Path)
     words.add_argument("--base")
     words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--first-seed", type=int, default=0)
     words.add_argument("--only", default="", help="names of sets, with commas between")
     words.add_argument("--recipes", nargs="+", help="names of recipes")
     words.add_argument("--json", type=Path, default=RESULTS)
@@ -247,7 +248,9 @@ def main() -> None:
         found = json.loads(args.json.read_text(encoding="utf-8"))
     found |= {"machine": machine("cpu", "wall"), "base": base.provenance}
     done = {(r["set"], r["recipe"], r["seed"]) for r in found["runs"]}
-    for seed in range(args.seeds):  # in turns: what else the machine does falls on all
+    for seed in range(
+        args.first_seed, args.first_seed + args.seeds
+    ):  # in turns: what else the machine does falls on all
         for name in sets:
             tasks = SETS[name](args.data)
             for recipe in chosen:
