@@ -26,8 +26,8 @@ def vit(patch: int, width: int, depth: int, heads: int, mlp_width: int, side: in
     return Variant("ViT", sizes | further, side)
 
 
-def bit(units: tuple[int, ...], width_factor: int) -> Variant:
-    return Variant("BiT", {"units": units, "width_factor": width_factor})
+def bit(units: tuple[int, ...], width_factor: int, side: int = 224) -> Variant:
+    return Variant("BiT", {"units": units, "width_factor": width_factor}, side)
 
 
 def t2t(module: str, width: int, depth: int, heads: int, mlp_width: int) -> Variant:
@@ -113,6 +113,9 @@ VARIANTS = {
     "ViT-Pico/4":  vit( 4,  96,  4, 3, 384, 32),
     "ViT-Pico/2":  vit( 2,  96,  4, 3, 384, 16),
     "ViT-Femto/2": vit( 2,  64,  2, 2, 256, 16),
+    # A hybrid and a ResNet of that size, to compare with ViT-Pico/4.
+    "R5+ViT-Pico/4": vit(1, 96,  4, 3, 384, 32, stem=(1,)),
+    "BiT-R14x1":     bit((1, 1, 1, 1), 1, 32),
 }
 # fmt: on
 
