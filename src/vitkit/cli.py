@@ -381,8 +381,8 @@ def evaluate(argv: list[str]) -> Any:
     model = load(words.checkpoint)
     say_assumed(model)
     result = evaluate(
-        model, words.data, words.protocol, train=words.train or None, l2=words.l2,
-        device=words.device,
+        model, words.data, words.protocol, train=words.train or None, device=words.device,
+        **asdict(words.options),
     )  # fmt: skip
     metrics = {name: value for name, value in result["metrics"].items() if name != "images"}
     width = max(map(len, metrics), default=0)

@@ -12,6 +12,7 @@ import tyro
 
 from vitkit.errors import UsageError, named
 from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, override
+from vitkit.workflows.protocols.options import ProtocolOptions
 
 
 def shown(metavar: str, **more: Any) -> Any:
@@ -160,10 +161,11 @@ class Evaluate(Computing):
     """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
     protocol: Literal["top-k", "few-shot"] = "top-k"
     """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class."""
-    l2: float = 2.0**10
-    """Few-shot: the penalty of the least squares; big_vision's by default."""
     train: tuple[str, ...] = ()
     """Few-shot: where to take the shots from; by default DATA's training images."""
+    options: Annotated[ProtocolOptions, tyro.conf.arg(name="")] = field(
+        default_factory=ProtocolOptions
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The protocols of `vitkit evaluate`, one file each: `run(job) -> Findings`."""
