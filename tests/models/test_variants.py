@@ -78,6 +78,8 @@ PARAMETERS = {
     "ViT-Pico/4": 555_592,
     "ViT-Pico/2": 552_136,
     "ViT-Femto/2": 170_152,
+    "R5+ViT-Pico/4": 660_104,
+    "BiT-R14x1": 10_057_256,
 }
 
 # Multiply-adds in units of 10^9, as the field's tables print them.
