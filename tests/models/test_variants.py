@@ -176,7 +176,7 @@ def test_an_architecture_knows_its_name(name):
 def test_a_net_is_described_by_its_kind_where_the_table_has_no_name(name):
     net = config(name)
     other = "units" if hasattr(net, "units") else "depth"
-    changed = replace(net, **{other: (1, 1, 1, 1) if other == "units" else 5})
+    changed = replace(net, **{other: (1, 1, 1, 2) if other == "units" else 5})
     assert name_of(changed) not in VARIANTS
     assert "1, 1, 1, 1" in name_of(changed) or "depth 5" in name_of(changed)
 
