@@ -178,7 +178,7 @@ def test_a_net_is_described_by_its_kind_where_the_table_has_no_name(name):
     other = "units" if hasattr(net, "units") else "depth"
     changed = replace(net, **{other: (1, 1, 1, 2) if other == "units" else 5})
     assert name_of(changed) not in VARIANTS
-    assert "1, 1, 1, 1" in name_of(changed) or "depth 5" in name_of(changed)
+    assert "1, 1, 1, 2" in name_of(changed) or "depth 5" in name_of(changed)
 
 
 def test_multiply_adds_of_the_others_are_near_those_of_their_papers():
