@@ -12,6 +12,7 @@ import tyro
 
 from vitkit.errors import UsageError, named
 from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, override
+from vitkit.workflows.inspect_options import InspectOptions
 from vitkit.workflows.protocols.options import ProtocolOptions
 
 
@@ -165,6 +166,27 @@ class Evaluate(Computing):
     """Few-shot: where to take the shots from; by default DATA's training images."""
     options: Annotated[ProtocolOptions, tyro.conf.arg(name="")] = field(
         default_factory=ProtocolOptions
+    )
+
+
+@dataclass(frozen=True)
+class Inspect(Computing):
+    """Open a net: its filters and positions, and what it looks at in images. Writes report.html,
+    with all numbers beside it as report.json and report.npz."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, shown("CHECKPOINT")] = ""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, shown("[IMAGES...]")] = ()
+    """Files and folders to look into."""
+    data: tuple[str, ...] = ()
+    """DATA whose images attention distances are means over, and whose training images are searched
+    for the nearest neighbours of IMAGES: docs/data.md."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR|FILE.html", aliases=["-o"])] = "runs/inspect"
+    """Where to write; a number is added to a folder that is in use."""
+    figures: Annotated[str | None, shown("DIR")] = None
+    """Write every figure there as well, as PNG and SVG."""
+    options: Annotated[InspectOptions, tyro.conf.arg(name="")] = field(
+        default_factory=InspectOptions
     )
 
 
