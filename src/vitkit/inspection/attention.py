@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from vitkit.models.vit import Attention, VisionTransformer
 
 Queries = Literal["class"] | int | Sequence[int] | None
 AttentiveNet = VisionTransformer | T2TViT
+AttentionLayer = Attention | t2t.Attention
 AT_ONCE = 2**22  # numbers of maps that are worked out at once: 16 MiB in float32
 
 
@@ -61,8 +62,9 @@ def recorded(
     Arguments and errors as those of `attention`. Layers stand in the order asked for, and hold the
     newest pass; what the net returns is the same to the bit.
     """
-    chosen_layers = numbers_of("layer", layers, len(blocks_of(net)))
-    chosen_heads = numbers_of("head", heads, net.config.heads)  # type: ignore[union-attr]
+    net = attentive(net)
+    chosen_layers = numbers_of("layer", layers, len(net.blocks))
+    chosen_heads = numbers_of("head", heads, net.config.heads)
     tokens = tokens_of(net, queries)
     maps: dict[int, Tensor] = dict.fromkeys(chosen_layers, torch.empty(0))
 
@@ -78,7 +80,7 @@ class Reading:
     """What one layer's attention projects in a pass: enough to say where it looks."""
 
     layer: int
-    module: Attention | t2t.Attention
+    module: AttentionLayer
     qkv: Tensor  # (B, T, 3 D), as the net computed it
 
     def part(self, number: int) -> Tensor:
@@ -134,20 +136,18 @@ def relative_rows(
 
 @contextmanager
 def watched(
-    net: Net, layers: Sequence[int], look: Callable[[Reading], None]
+    net: AttentiveNet, layers: Sequence[int], look: Callable[[Reading], None]
 ) -> Iterator[None]:
     """Inside, `look` is given each chosen layer's Reading as a pass of the net comes by it."""
-    blocks = blocks_of(net)
+    modules = attentions_of(net)
 
-    def hook(layer: int, module: nn.Module, inputs: tuple, projected: Tensor) -> None:
-        device = projected.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            look(Reading(layer, blocks[layer].attention, projected.detach()))  # type: ignore[arg-type]
+    def hook(layer: int, projection: nn.Module, inputs: tuple, projected: Tensor) -> None:
+        with torch.no_grad(), torch.autocast(projected.device.type, enabled=False):
+            look(Reading(layer, modules[layer], projected.detach()))
 
     with ExitStack() as stack:
         for layer in layers:
-            projection = blocks[layer].attention.qkv
-            handle = projection.register_forward_hook(partial(hook, layer))  # type: ignore[union-attr]
+            handle = modules[layer].qkv.register_forward_hook(partial(hook, layer))
             stack.callback(handle.remove)
         yield
 
@@ -170,18 +170,38 @@ def token_names(net: Net) -> tuple[str, ...]:
 
     "class token", "distillation token", "register 1", ...; UsageError for a net without tokens.
     """
-    blocks_of(net)
-    if not isinstance(net, VisionTransformer):
+    if isinstance(attentive(net), T2TViT):
         return ("class token",)
-    config = net.config
+    config = cast(VisionTransformer, net).config
     names = ["class token"] * config.has_class_token
     names += ["distillation token"] * config.distillation_token
     return (*names, *(f"register {number + 1}" for number in range(config.registers)))
 
 
+def read_by_head(net: Net) -> Tensor:
+    """The share that each token has in what the head reads: (T,), their sum is 1.
+
+    With pooling "map" all patches alike, as each image's own shares are `pool_attention`.
+    """
+    names = token_names(net)
+    rows, columns = attentive(net).config.grid
+    pooling = net.config.pooling if isinstance(net, VisionTransformer) else "token"
+    shares = torch.zeros(len(names) + rows * columns)
+    if "distillation token" in names:
+        shares[:2] = 1 / 2
+    elif pooling == "token":
+        shares[0] = 1
+    else:
+        shares[len(names) :] = 1 / (rows * columns)
+    if pooling == "token+mean":
+        shares /= 2
+        shares[0] = 1 / 2
+    return shares
+
+
 def patch_token(net: Net, row: int, column: int) -> int:
     """The number of the token of a patch, counted from 0 at the top left."""
-    prefix, (rows, columns) = len(token_names(net)), net.config.grid  # type: ignore[union-attr]
+    prefix, (rows, columns) = len(token_names(net)), attentive(net).config.grid
     if not (0 <= row < rows and 0 <= column < columns):
         raise UsageError(
             f"there is no patch {row},{column}: the rows of this net's grid are 0 to {rows - 1}, "
@@ -208,10 +228,10 @@ def notes_on_attention(net: Net) -> tuple[str, ...]:
 # What was asked for, checked
 
 
-def blocks_of(net: Net) -> nn.ModuleList:
-    """The blocks whose attention is among tokens; UsageError where a net has none."""
+def attentive(net: Net) -> AttentiveNet:
+    """The net itself; UsageError where it has no attention among tokens."""
     if isinstance(net, AttentiveNet):
-        return net.blocks
+        return net
     kind = kind_of(net.config)
     if kind == "AxialResNet":
         raise UsageError(
@@ -219,6 +239,11 @@ def blocks_of(net: Net) -> nn.ModuleList:
             "not among tokens, so it has no maps of one shape; filters and Grad-CAM apply"
         )
     raise UsageError(f"a net of kind {kind} has no attention; filters and Grad-CAM apply")
+
+
+def attentions_of(net: AttentiveNet) -> list[AttentionLayer]:
+    """The attention of each block, the first one first."""
+    return [cast(AttentionLayer, block.attention) for block in net.blocks]
 
 
 def numbers_of(what: str, chosen: Sequence[int] | None, count: int) -> list[int]:
@@ -246,7 +271,7 @@ def tokens_of(net: Net, queries: Queries) -> Tensor | None:
         if "class token" not in names:
             raise UsageError("this net has no class token; give the numbers of patches as queries")
         queries = 0
-    rows, columns = net.config.grid  # type: ignore[union-attr]
+    rows, columns = attentive(net).config.grid
     numbers = [queries] if isinstance(queries, int) else queries
     return torch.tensor(numbers_of("token", numbers, len(names) + rows * columns))
 

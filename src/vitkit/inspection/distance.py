@@ -22,9 +22,8 @@ from vitkit.data.pipeline import Batch
 from vitkit.errors import VitkitError
 from vitkit.inspection.attention import (
     AT_ONCE,
-    AttentiveNet,
     Reading,
-    blocks_of,
+    attentive,
     device_of,
     numbers_of,
     token_names,
@@ -33,6 +32,7 @@ from vitkit.inspection.attention import (
 from vitkit.inspection.result import DistancesFound
 from vitkit.models.nets import Net
 from vitkit.models.t2t import CELL
+from vitkit.models.vit_config import ViTConfig
 
 
 def mean_distances(
@@ -71,10 +71,10 @@ class Sums:
 @contextmanager
 def measured(net: Net, layers: Sequence[int] | None = None) -> Iterator[Sums]:
     """Inside, every pass of the net adds its attention distances to what is given."""
-    chosen = numbers_of("layer", layers, len(blocks_of(net)))
-    assert isinstance(net, AttentiveNet)
+    net = attentive(net)
+    chosen = numbers_of("layer", layers, len(net.blocks))
     config, prefix = net.config, len(token_names(net))
-    cell = getattr(config, "cell", CELL)
+    cell = config.cell if isinstance(config, ViTConfig) else CELL
     between = patch_distances(config.grid, cell).to(device_of(net))
     sums = Sums(tuple(chosen), between.cpu(), torch.zeros(len(chosen), config.heads).double())
     patches = torch.arange(prefix, prefix + len(between))

@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitkit.errors import UsageError
-from vitkit.inspection.attention import Reading, blocks_of, device_of, token_names, watched
+from vitkit.inspection.attention import (
+    Reading,
+    attentive,
+    device_of,
+    pool_attention,
+    read_by_head,
+    token_names,
+    watched,
+)
 from vitkit.models.nets import Net
 
 
@@ -44,27 +53,30 @@ def with_residual(attention: Any) -> np.ndarray:
 
 
 @torch.inference_mode()
-def class_token_rollout(net: Net, images: Tensor) -> Tensor:
-    """The class token's row of `rollout` for a batch: (B, 3, H, W) -> (B, T), float32, on the CPU.
+def rollout_of(net: Net, images: Tensor) -> Tensor:
+    """Rollout to what the head reads, of a batch: (B, 3, H, W) -> (B, T), float32, on the CPU.
 
-    Of a net without a class token it is the mean of the patches' rows, as its head reads their
-    mean. No map of a single head is kept: L (T, T) numbers an image are.
+    It is the class token's row of `rollout`, or the mean of the rows of what else the head reads,
+    weighted by the probe's attention with pooling "map". No map of a single head is kept.
+    UsageError for a net without attention among tokens.
     """
+    net = attentive(net)
     fused: list[Tensor] = []
 
     def fuse(reading: Reading) -> None:
-        images, heads = range(len(reading.qkv)), range(reading.module.heads)
-        softmax = (torch.softmax(reading.logits(slice(i, i + 1), heads, None), -1) for i in images)
-        fused.append(torch.cat([weights.mean(dim=1) for weights in softmax]))
+        heads, by_image = range(reading.module.heads), []
+        for image in range(len(reading.qkv)):
+            logits = reading.logits(slice(image, image + 1), heads, None)
+            by_image.append(torch.softmax(logits, dim=-1).mean(dim=1))
+        fused.append(torch.cat(by_image))
 
-    with watched(net, range(len(blocks_of(net))), fuse):
+    with watched(net, range(len(net.blocks)), fuse):
         net(images.to(device_of(net)))
-    names, tokens = token_names(net), fused[0].shape[-1]
-    row = torch.zeros(len(images), 1, tokens, device=fused[0].device)
-    if "class token" in names:
-        row[..., 0] = 1
-    else:
-        row[..., len(names) :] = 1 / (tokens - len(names))
+    probe = pool_attention(net, images)
+    shares = read_by_head(net).expand(len(images), -1)
+    if probe is not None:
+        shares = F.pad(probe.mean(dim=1), (len(token_names(net)), 0))
+    row = shares[:, None].to(fused[0].device)
     for layer in reversed(fused):
         row = (row + row @ layer) / 2
     return row[:, 0].cpu()
