@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
 from vitkit.cli_data import data
+from vitkit.cli_inspect import inspect
 from vitkit.cli_recipes import show_recipes
 from vitkit.cli_sweep import check_words, sweep
 from vitkit.data.facts import DataFacts
@@ -52,6 +53,7 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit finetune DATA --from CHECKPOINT     train a checkpoint on other classes
   vitkit plan --recipe NAME                  memory, time and cost, before anything runs
   vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
+  vitkit inspect CHECKPOINT [IMAGES...]      what it has learned and looks at: a page
   vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
   vitkit data check|stats|dedup|split|index  bad images, duplicates, leaks, splits, an index
   vitkit doctor RUN                          what a run can go on from, what is damaged, what to do
@@ -468,6 +470,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "finetune": finetune,
     "plan": plan,
     "evaluate": evaluate,
+    "inspect": inspect,
     "predict": predict,
     "data": data,
     "doctor": doctor,

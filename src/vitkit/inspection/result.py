@@ -42,6 +42,7 @@ class DistancesFound:
     pixels: np.ndarray  # (L, h) of the input image, mean over queries and images
     uniform: float  # pixels, what attention that is equal everywhere would have
     images: int
+    untrained: np.ndarray | None = None  # (L, h), of the same net with fresh weights
 
 
 @dataclass(frozen=True)

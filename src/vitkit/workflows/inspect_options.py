@@ -22,6 +22,8 @@ class InspectOptions:
     """The most IMAGES to show; more are left out."""
     neighbours: int = 5
     """Nearest training images of --data to show beside each of IMAGES."""
+    flow: bool = False
+    """Attention flow of IMAGES as well: a maximum flow for each token, minutes for a large net."""
     maps: bool = False
     """Keep whole attention maps, every query's, in the .npz."""
     untrained: bool = False
