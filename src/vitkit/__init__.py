@@ -27,12 +27,7 @@ FACE = {
     "inspect": "vitkit.workflows.inspect",
     "demo": "vitkit.workflows.demo",
 }
-PACKAGES = ("evaluation", "inspection", "recipes", "training")  # vitkit.recipes.candidates, say
-    "evaluation",
-    "inspection",
-    "recipes",
-    "training",
-)  # vitkit.recipes.candidates, and so on
+PACKAGES = ("evaluation", "inspection", "recipes", "training")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -66,7 +66,8 @@ def of_distances(found: DistancesFound) -> list[str]:
         "them are in the lower half of the net"
     ]
     if layers > 2:
-        rho = float(spearmanr(np.repeat(np.arange(layers), heads), found.pixels.ravel())[0])
+        depth = np.repeat(np.arange(layers), heads)
+        rho = float(spearmanr(depth, found.pixels.ravel()).statistic)  # pyright: ignore
         how = "grows with depth" if rho >= GROWS else "does not grow with depth"
         told.append(f"attention distance {how} (Spearman's correlation {rho:.2f})")
     return told
