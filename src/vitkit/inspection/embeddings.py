@@ -16,7 +16,7 @@ from vitkit.models.t2t import T2TViT
 from vitkit.models.vit import VisionTransformer
 from vitkit.models.vit_config import ViTConfig
 
-DIGITS = 6  # of a cosine that count for ranks; what follows is rounding
+DIGITS = 5  # of a cosine that count for ranks; what follows is rounding
 
 
 def position_similarity(positions: Tensor, prefix: int = 1) -> Tensor:

@@ -8,7 +8,8 @@ with random maps: any order makes it fall and rise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from vitkit.inspection.lens import SOFTMAX
 from vitkit.inspection.runs import device_of, evaluating
 from vitkit.plain import Curve
 
-RANDOM_MAPS = 10
+RANDOM_MAPS = 5
 BATCH = 64  # images in one run of the net
 BLUR = 0.1  # deviation of the blur, of the shorter side
 
@@ -31,7 +32,7 @@ def faithfulness(
     heat: Tensor | np.ndarray,
     label: int,
     *,
-    steps: int = 16,
+    steps: int = 10,
     seed: int = 0,
     shares: Callable[[Tensor], Tensor] = SOFTMAX,
 ) -> tuple[Curve, Curve]:
@@ -43,11 +44,13 @@ def faithfulness(
     drawn by `seed`. A deleted cell becomes 0, the mean colour of the preprocessing, as in RISE's
     code; insertion begins from the image under a Gaussian blur of a tenth of its shorter side. That
     is wider than RISE's, under which small images are still recognised. "random" is the mean over
-    10 orders drawn by `seed`. Titles tell the areas under the lines (`areas`). The net computes in
+    5 orders drawn by `seed`. Titles tell the areas under the lines (`areas`). The net computes in
     eval mode; `shares` makes probabilities of logits (B, K).
-    Raises UsageError for a map with NaN, and for one that is not of two dimensions or finer than
-    the image.
+    Raises UsageError for a map with NaN, of other than two dimensions or finer than the image, and
+    for fewer steps than 1.
     """
+    if steps < 1:
+        raise UsageError(f"steps is {steps}; it must be at least 1")
     heat = checked(torch.as_tensor(heat).float().cpu(), image)
     generator = torch.Generator().manual_seed(seed)
     orders = [order_of(heat, generator)]
@@ -71,11 +74,11 @@ def faithfulness(
 
 
 def curve(title: str, done: str, x: np.ndarray, lines: dict[str, np.ndarray]) -> Curve:
-    bare = Curve(
+    found = Curve(
         title, f"share of the image {done}", "probability of the class", x, lines, share=True
     )
-    told = ", ".join(f"{name} {area:.3f}" for name, area in areas(bare).items())
-    return Curve(f"{title} (area: {told})", bare.x_name, bare.y_name, x, lines, share=True)
+    told = ", ".join(f"{name} {area:.3f}" for name, area in areas(found).items())
+    return replace(found, title=f"{title} (area: {told})")
 
 
 def areas(curve: Curve) -> dict[str, float]:
@@ -109,7 +112,7 @@ def place_of_pixels(heat: Tensor, image: Tensor) -> Tensor:
     return down[:, None] * w + across
 
 
-def masks(order: Tensor, places: Tensor, counts: np.ndarray):
+def masks(order: Tensor, places: Tensor, counts: np.ndarray) -> Iterator[Tensor]:
     """(H, W) bool for each count: the pixels of so many cells that come first."""
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
@@ -117,16 +120,13 @@ def masks(order: Tensor, places: Tensor, counts: np.ndarray):
 
 
 @torch.no_grad()
-def probabilities(net: nn.Module, images, label: int, shares) -> np.ndarray:
-    """An iterable of images (3, H, W) -> (n,) float64, `BATCH` of them at a time."""
-    device, found, batch = device_of(net), [], []
-    for image in images:
-        batch.append(image)
-        if len(batch) == BATCH:
-            found.append(shares(net(torch.stack(batch).to(device)).float())[:, label].cpu())
-            batch = []
-    if batch:
-        found.append(shares(net(torch.stack(batch).to(device)).float())[:, label].cpu())
+def probabilities(
+    net: nn.Module, images: Iterable[Tensor], label: int, shares: Callable[[Tensor], Tensor]
+) -> np.ndarray:
+    """Images (3, H, W) -> (n,) float64, those of one class."""
+    device = device_of(net)
+    parts = torch.stack(list(images)).split(BATCH)
+    found = [shares(net(part.to(device)).float())[:, label].cpu() for part in parts]
     return torch.cat(found).double().numpy()
 
 

@@ -85,17 +85,20 @@ def between(net: VisionTransformer | T2TViT, images: Tensor) -> tuple[Tensor, Te
     """What is passed on within the net: by the stem, or to the last block."""
     kept: list[Tensor] = []
 
-    def from_stem(_stem: nn.Module, _inputs: tuple, x: Tensor) -> Tensor:
+    def pass_on(x: Tensor) -> Tensor:
         kept.append(x.detach().requires_grad_())
         return kept[0]
 
-    def to_last(_block: nn.Module, inputs: tuple) -> Tensor:
-        return from_stem(_block, (), inputs[0])
+    def from_stem(_stem: nn.Module, _images: tuple, x: Tensor) -> Tensor:
+        return pass_on(x)
+
+    def to_block(_block: nn.Module, inputs: tuple) -> Tensor:
+        return pass_on(inputs[0])
 
     if isinstance(net, VisionTransformer) and net.stem is not None:
         hook = net.stem.register_forward_hook(from_stem)
     else:
-        hook = net.blocks[-1].register_forward_pre_hook(to_last)
+        hook = net.blocks[-1].register_forward_pre_hook(to_block)
     try:
         logits = net(images)
     finally:
