@@ -22,14 +22,16 @@ def random_attention(*shape: int, seed: int = 0, sharp: float = 1) -> np.ndarray
     return maps / maps.sum(-1, keepdims=True)
 
 
-def by_networkx(maps: np.ndarray, token: int) -> np.ndarray:
+def by_networkx(maps: np.ndarray, shares: np.ndarray) -> np.ndarray:
     capacities, graph = with_residual(maps), networkx.DiGraph()
     layers, tokens = capacities.shape[:2]
+    for i in range(tokens):
+        graph.add_edge("source", (layers, i), capacity=shares[i])
     for layer in range(layers):
         for i in range(tokens):
             for j in range(tokens):
                 graph.add_edge((layer + 1, i), (layer, j), capacity=capacities[layer, i, j])
-    flows = [networkx.maximum_flow_value(graph, (layers, token), (0, j)) for j in range(tokens)]
+    flows = [networkx.maximum_flow_value(graph, "source", (0, j)) for j in range(tokens)]
     return np.array(flows)
 
 
@@ -45,7 +47,16 @@ def test_it_is_that_of_the_definition(kind):
 )
 def test_it_is_the_maximum_flow_to_one_part_in_a_hundred_million(layers, tokens, sharp, token):
     maps = random_attention(layers, 2, tokens, tokens, seed=layers, sharp=sharp)
-    np.testing.assert_allclose(flow(maps, token), by_networkx(maps, token), rtol=0, atol=1e-8)
+    expected = by_networkx(maps, np.eye(tokens)[token])
+    np.testing.assert_allclose(flow(maps, token), expected, rtol=0, atol=1e-8)
+
+
+def test_where_the_head_reads_several_tokens_each_sends_its_share():
+    maps, shares = random_attention(3, 1, 7, 7, sharp=3), np.array([0, 0, 3, 1, 2, 4, 0]) / 10
+    expected = by_networkx(maps, shares)
+    np.testing.assert_allclose(flow(maps, shares), expected, rtol=0, atol=1e-8)
+    assert np.array_equal(flow(maps, torch.from_numpy(shares)), flow(maps, shares.tolist()))
+    np.testing.assert_allclose(flow(maps, np.eye(7)[2]), flow(maps, 2), rtol=0, atol=1e-12)
 
 
 def test_it_is_at_most_what_the_source_sends_and_what_leads_to_the_token():
@@ -80,6 +91,12 @@ def test_a_note_counts_the_flows_that_the_source_and_the_first_layer_decide():
 def test_a_token_that_is_not_there_is_refused(token):
     with pytest.raises(UsageError, match=f"no token {token}: this attention is of 0 to 4"):
         flow(np.full((2, 1, 5, 5), 0.2), token)
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [1.5, -0.5, 0, 0, 0], [0.5, 0.2, 0.1, 0.1, 0]])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(UsageError, match="or 5 shares of 0 or above whose sum is 1"):
+        flow(np.full((2, 1, 5, 5), 0.2), shares)
 
 
 def test_another_shape_is_refused():
