@@ -40,7 +40,7 @@ class Drawing:
         text = own_ids(text, self.name)
         head, _, rest = text.partition(">")
         head = re.sub(r' (width|height|version)="[^"]*"', "", head)
-        width = self.figure.get_size_inches()[0] * 96
+        width = float(head.partition('viewBox="')[2].split()[2]) * 96 / 72
         least = f"; min-width: {min(width, 560):.0f}px" if self.wide else ""
         label = escape(printable(self.alt), quote=True)
         return (
@@ -65,8 +65,8 @@ def saved(figure: Figure, kind: str, name: str, transparent: bool = False) -> by
         # A name of a class may be in a script that matplotlib's own font has not; the page's has.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(
-            content, format=kind, dpi=150, transparent=transparent,
-            metadata={"Date": None} if kind == "svg" else None,
+            content, format=kind, dpi=150, transparent=transparent, bbox_inches="tight",
+            pad_inches=0.04, metadata={"Date": None} if kind == "svg" else None,
         )  # fmt: skip
     return content.getvalue()
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import PercentFormatter
 
+from vitkit.data.checks import some
 from vitkit.evaluation.findings import Calibration, Confusion, Findings, Mistake, Reliability
 from vitkit.reports.classes import lowest_first
-from vitkit.reports.colours import INK, MUTED, SERIES
+from vitkit.reports.colours import MUTED, SERIES
 from vitkit.reports.drawing import Drawing
-from vitkit.reports.figures import HEAT, HEIGHT, WIDTH, bar, blank, curve, plain, word
+from vitkit.reports.figures import HEAT, HEIGHT, WIDTH, bar, blank, curve, headed, plain, word
 from vitkit.reports.page import (
     Drawings,
     Facts,
@@ -99,7 +101,7 @@ def class_parts(findings: Findings) -> list[Part]:
         return []
     mean = sum(row.recall for row in rows) / len(rows)
     lines = [(row.name, f"{row.recall:.2%}", f"{row.images:,}") for row in rows]
-    without = len(findings.class_recall) - len(rows)
+    without = [name for name, recall in findings.class_recall.items() if recall is None]
     parts: list[Part] = [
         Fold(
             f"mean recall {mean:.2%} of {len(rows):,} classes; lowest first",
@@ -107,7 +109,8 @@ def class_parts(findings: Findings) -> list[Part]:
             opened=len(rows) <= OPENED,
         )
     ]
-    return [*parts, Text(f"No image was of {without:,} other classes.")] if without else parts
+    said = f"No image was of {len(without):,} of the classes: {some(without)}"
+    return [*parts, Text(said)] if without else parts
 
 
 def confusion_parts(found: Confusion | None) -> list[Part]:
@@ -117,6 +120,9 @@ def confusion_parts(found: Confusion | None) -> list[Part]:
     parts: list[Part] = []
     if len(found.class_names) <= MAPPED:
         parts.append(Drawings([draw_confusion(found)]))
+    if NUMBERED < len(found.class_names) <= MAPPED:
+        numbers = [(str(n), name) for n, name in enumerate(found.class_names)]
+        parts.append(Fold("Classes by their numbers in the figure", [Rows(("", "class"), numbers)]))
     rows = frequent(found)
     if not rows:
         return [*parts, Text("No image was taken for another class.")]
@@ -148,7 +154,9 @@ def draw_confusion(found: Confusion) -> Drawing:
     few = len(names) <= NUMBERED
     side = 2.6 + 0.36 * len(names) if few else 7.0
     figure, axes = blank(side, side * 0.86)
-    drawn = axes.imshow(shares, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
+    # Of many classes most shares are small: by their square roots they can be seen.
+    norm = Normalize(0, 1) if few else PowerNorm(0.5, 0, max(float(shares.max()), 1e-6))
+    drawn = axes.imshow(shares, cmap=HEAT, norm=norm, interpolation="nearest")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -164,7 +172,7 @@ def draw_confusion(found: Confusion) -> Drawing:
     bar(figure, drawn, axes, "share of the true class")
     right = np.trace(counts) / max(1, counts.sum())
     alt = f"Confusion matrix of {len(names)} classes; {right:.1%} of the images are on its diagonal"
-    caption = "" if few else "Classes are in the order of the table of the net's classes."
+    caption = "" if few else "Colours go by the square root of the share."
     return Drawing("confusion", figure, alt, caption, wide=True)
 
 
@@ -199,12 +207,12 @@ def draw_reliability(name: str, title: str, found: Reliability) -> Drawing:
     above.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle="--")
     above.bar(middles, np.nan_to_num(found.accuracy), 0.9 / bins, color=SERIES[0])
     above.plot(found.confidence, found.accuracy, "o", color=SERIES[1], markersize=3)
-    above.set(title=f"{word(title, 48)}: ECE {found.ece:.1%}", ylabel="accuracy", ylim=(0, 1))
+    headed(above, f"{title}: ECE {found.ece:.1%}")
+    above.set(ylabel="accuracy", ylim=(0, 1))
     below.bar(middles, found.images / max(1, found.images.sum()), 0.9 / bins, color=MUTED)
     below.set(xlabel="probability of the predicted class", ylabel="images", xlim=(0, 1))
     for axis in (above.yaxis, below.yaxis, below.xaxis):
         axis.set_major_formatter(PercentFormatter(1))
-    above.title.set_color(INK)
     alt = f"Reliability diagram, {title}: expected calibration error {found.ece:.2%}"
     return Drawing(name, figure, alt, "On the dashed line probabilities mean what they say.")
 

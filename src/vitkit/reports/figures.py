@@ -44,10 +44,14 @@ def plain(axes: Axes) -> Axes:
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8)
     axes.xaxis.label.set(color=INK, size=9)
     axes.yaxis.label.set(color=INK, size=9)
-    axes.title.set(color=INK, size=10)
     axes.grid(color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
+
+
+def headed(axes: Axes, text: str) -> None:
+    """With a title."""
+    axes.set_title(word(text, 60), size=10, color=INK)
 
 
 def legend(axes: Axes, most: int = 12) -> None:
@@ -77,9 +81,11 @@ def lines(
         axes.plot(x, np.asarray(y, float), label=word(label, 28), marker=mark, markersize=3,
                   color=SERIES[place % len(SERIES)], linewidth=1.4,
                   linestyle=DASHES[place // len(SERIES) % len(DASHES)])  # fmt: skip
-    axes.set(title=word(title, 60), xlabel=word(x_name, 60), ylabel=word(y_name, 60))
+    headed(axes, title)
+    axes.set(xlabel=word(x_name, 60), ylabel=word(y_name, 60))
     if log_x:
         axes.set_xscale("log")
+        at_points(axes, series)
     elif whole_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if from_zero:
@@ -88,6 +94,14 @@ def lines(
         axes.yaxis.set_major_formatter(PercentFormatter(1))
     legend(axes)
     return Drawing(name, figure, f"{title}: {in_words(y_name, series, share)}", caption)
+
+
+def at_points(axes: Axes, series: Mapping[str, tuple]) -> None:
+    """Numbers on a logarithmic axis at the points themselves, where these are few."""
+    places = sorted({float(x) for xs, _ in series.values() for x in xs})
+    if len(places) <= 8:
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.set_xticks([], minor=True)
 
 
 def in_words(y_name: str, series: Mapping[str, tuple], share: bool) -> str:
@@ -149,7 +163,8 @@ def tiles(
     low, high = scale or (0.0, 1.0)
     drawn = axes.imshow(canvas, cmap=HEAT, vmin=low, vmax=high, interpolation="nearest")
     label_tiles(axes, rows, columns, height + gap, width + gap)
-    axes.set(title=word(title, 60), xlabel=column_name, ylabel=row_name)
+    headed(axes, title)
+    axes.set(xlabel=column_name, ylabel=row_name)
     if scale is not None:
         bar(figure, drawn, axes, scale_name)
     return Drawing(name, figure, alt, caption, wide=inches > 5)

@@ -216,6 +216,10 @@ def render(
 
 def for_people(value: Any) -> Any:
     """Values as the page shows them; markup stays what it is."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):

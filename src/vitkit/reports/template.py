@@ -19,8 +19,9 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 caption { text-align: left; padding-bottom: .25rem; font-weight: 600 }
 td, th { padding: .25rem 1rem .25rem 0; text-align: left; vertical-align: top;
          border-bottom: 1px solid var(--line); overflow-wrap: normal }
-td { overflow-wrap: break-word; max-width: 36rem } th { font-weight: 600 }
-td.number, th.number { text-align: right }
+td { max-width: 36rem } th { font-weight: 600 }
+td.number, th.number { text-align: right } td.short, .rows th { white-space: nowrap }
+.facts td { overflow-wrap: anywhere }
 summary { cursor: pointer; color: var(--muted); padding: .25rem 0 }
 .figures { display: grid; gap: 1rem 2rem;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
@@ -54,7 +55,7 @@ PAGE = """<!doctype html>
 {% elif part.kind == "notes" %}
 <aside><ul>{% for sentence in part.sentences %}<li>{{ sentence }}</li>{% endfor %}</ul></aside>
 {% elif part.kind == "facts" %}
-<div class="scroll" tabindex="0"><table>
+<div class="scroll" tabindex="0"><table class="facts">
 {% if part.title %}<caption>{{ part.title }}</caption>{% endif %}
 {% for name, value in part.rows.items() %}
 <tr><th>{{ name }}</th><td>{{ value }}</td></tr>
@@ -62,12 +63,12 @@ PAGE = """<!doctype html>
 </table></div>
 {% elif part.kind == "rows" %}
 {% set numbers = part.numbers() %}
-<div class="scroll" tabindex="0"><table>
+<div class="scroll" tabindex="0"><table class="rows">
 {% if part.title %}<caption>{{ part.title }}</caption>{% endif %}
 <tr>{% for name in part.header %}<th{{ number(numbers[loop.index0]) }}>{{ name }}</th>{% endfor %}
 </tr>
 {% for row in part.rows %}
-<tr>{% for cell in row %}<td{{ number(numbers[loop.index0]) }}>{{ cell }}</td>
+<tr>{% for cell in row %}<td{{ number(numbers[loop.index0], cell) }}>{{ cell }}</td>
 {% endfor %}</tr>
 {% endfor %}
 </table></div>
@@ -100,7 +101,9 @@ PAGE = """<!doctype html>
 {% endif %}
 {% endfor %}
 {% endmacro %}
-{% macro number(yes) %}{% if yes %} class="number"{% endif %}{% endmacro %}
+{% macro number(yes, cell="") %}
+{%- if yes %} class="number"{% elif cell and cell | length <= 32 %} class="short"{% endif %}
+{%- endmacro %}
 <header><h1>{{ title }}</h1>
 <p>{{ summary }}</p>
 {% if note %}<aside>{{ note }}</aside>{% endif %}

@@ -122,23 +122,25 @@ def config_parts(config: dict[str, Any], recipe: TrainConfig | None) -> list[Par
     whole = Fold("The whole config", [Facts(flat_json(config))])
     if recipe is None:
         return [whole]
-    rows = differences(config, to_json(recipe))
+    found = differences_of({"recipe": to_json(recipe), "here": config})
+    rows = [(name, *values) for name, values in found.items() if name != "recipe"]
     if not rows:
         return [Text(f"As the recipe {recipe.recipe} says for these data and this net."), whole]
     said = f"What differs from what the recipe {recipe.recipe} says for these data and this net"
-    table = Rows(("field", "recipe", "here"), [(name, old, new) for name, new, old in rows], said)
-    return [table, whole]
+    return [Rows(("field", "recipe", "here"), rows, said), whole]
 
 
-def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(field by its dotted name, here, there) where two configs differ; a field that one of them,
-    of another version, has not is passed over, and so is the recipe's name."""
-    here, there = flat_json(config), flat_json(other)
-    return [
-        (name, spelt(value), spelt(there[name]))
-        for name, value in here.items()
-        if name in there and name != "recipe" and as_json(value) != as_json(there[name])
-    ]
+def differences_of(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Field by its dotted name: its value in each config, where they are not all the same.
+
+    A field that one of them, of another version, has not is "" there and makes no difference.
+    """
+    flat = [flat_json(config) for config in configs.values()]
+    names = dict.fromkeys(name for config in flat for name in config)
+    found = {
+        name: [spelt(config[name]) if name in config else "" for config in flat] for name in names
+    }
+    return {name: row for name, row in found.items() if len({*row} - {""}) > 1}
 
 
 def flat_json(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -152,10 +154,6 @@ def flat_json(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def spelt(value: Any) -> str:
     """As the command line takes it."""
     if value is None:
@@ -163,7 +161,7 @@ def spelt(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return " ".join(map(spelt, value))
+        return " ".join(map(spelt, value)) or "none"
     return str(value)
 
 
