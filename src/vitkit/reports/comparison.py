@@ -64,6 +64,11 @@ def apart(found: Sequence[Compared]) -> list[str]:
         notes.append(
             f"The runs are trained on different images: {groups(runs, lambda one: one.trained_on)}."
         )
+    for one in runs:
+        done = max((r["step"] for r in one.records), default=0)
+        early = any(r["kind"] == "early_stop" for r in one.records)
+        if one.steps is not None and done < one.steps and not early:
+            notes.append(f"{one.name} has done {done:,} of its {one.steps:,} steps.")
     unscored = [one.name for one in runs if not one.metrics]
     if unscored:
         notes.append(f"Nothing was evaluated yet in {', '.join(unscored)}.")

@@ -20,7 +20,7 @@ from vitkit.terminal import printable
 STYLE_ATTRIBUTE = re.compile(r'style="[^"]*"')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawing:
     """A figure of a page."""
 

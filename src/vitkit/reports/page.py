@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +28,14 @@ from vitkit.reports.template import CSS, PAGE
 from vitkit.terminal import printable
 
 LARGEST = 10_000_000  # bytes of a page
-SIDES = (224, 112)  # pixels of the longer side of a picture: the first that fits
+SIDE = 224  # pixels of the longer side of a picture
+ALL = 10**9
+STEPS = (  # (side of pictures, figures, what is said): the first that is small enough
+    (SIDE, ALL, ""),
+    (SIDE // 2, ALL, "Pictures are made smaller"),
+    (0, ALL, "Pictures are left out"),
+    *((0, n, f"Pictures and all figures but {n} are left out") for n in (64, 16, 4, 0)),
+)
 CONTENTS_FROM = 4  # sections; of fewer no table of contents is needed
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?%)?( ± [\d.]+ ?%?)?|none|")
 
@@ -166,24 +175,14 @@ def write_page(
     sections = [section for section in sections if section.parts]
     if figures is not None:
         write_figures(figures, sections)
-    page = render(title, summary, sections, SIDES[0])
-    for side, said in zip(
-        (*SIDES[1:], 0), ("Pictures are made smaller", "Pictures are left out"), strict=True
-    ):
-        if size(page) <= LARGEST:
+    svg = cache(Drawing.svg)  # drawn once, however often the page is put together
+    for side, shown, said in STEPS:
+        note = f"{said}: the page would exceed 10 MB." if said else ""
+        page = utf8(render(title, summary, sections, svg, side, shown, note))
+        if len(page) <= LARGEST:
             break
-        page = render(title, summary, sections, side, f"{said}: the page would exceed 10 MB.")
-    for shown in (64, 16, 4, 0):
-        if size(page) <= LARGEST:
-            break
-        note = f"Pictures and all figures but {shown} are left out: the page would exceed 10 MB."
-        page = render(title, summary, sections, 0, note, shown)
-    write_whole(path, utf8(page))
+    write_whole(path, page)
     return path
-
-
-def size(page: str) -> int:
-    return len(utf8(page))
 
 
 def utf8(page: str) -> bytes:
@@ -194,22 +193,22 @@ def render(
     title: str,
     summary: str,
     sections: Sequence[Section],
+    svg: Callable[[Drawing], str],
     side: int,
-    note: str = "",
-    figures: int | None = None,
+    figures: int,
+    note: str,
 ) -> str:
-    """The page with pictures of so many pixels a side, and so many figures at most."""
-    left = [10**9 if figures is None else figures]
+    """The page with pictures of so many pixels a side, and the first so many figures."""
+    numbers = count()
 
-    def svg(drawing: Drawing) -> str:
-        left[0] -= 1
-        return drawing.svg() if left[0] >= 0 else ""
+    def some(drawing: Drawing) -> str:
+        return svg(drawing) if next(numbers) < figures else ""
 
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=for_people
     )
     return environment.from_string(PAGE).render(
-        title=title, summary=summary, note=note, svg=svg, side=side, css=css_colours() + CSS,
+        title=title, summary=summary, note=note, svg=some, side=side, css=css_colours() + CSS,
         sections=list(enumerate(sections)), contents=len(sections) >= CONTENTS_FROM,
     )  # fmt: skip
 
@@ -237,7 +236,7 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> None:
             for picture in part.pictures:
                 if picture.image is not None:
                     content = io.BytesIO()
-                    resized(picture.image, SIDES[0]).save(content, "PNG")
+                    resized(picture.image, SIDE).save(content, "PNG")
                     write_whole(folder / f"{picture.name}.png", content.getvalue())
 
 
