@@ -181,3 +181,14 @@ def test_a_recipe_says_nothing_about_the_machine():
 def test_recipes_need_no_torch():
     code = "import sys, vitkit.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_run_was_told_by_its_recipe_can_be_had_again():
+    facts = DataFacts(images=1000, classes=10, side=32)
+    made = recipes.pretraining("quickstart", facts)
+    changed = replace(made, seed=7, batch_size=16)
+    assert recipes.as_written("pretrain", changed, facts) == made
+    tuned = recipes.finetuning("table4-cifar", facts, "ViT-B/16", (224, 224))
+    assert recipes.as_written("finetune", replace(tuned, steps=3), facts) == tuned
+    assert recipes.as_written("pretrain", TrainConfig(), facts) is None  # of no recipe
+    assert recipes.as_written("finetune", replace(made, recipe="jft-vit-b"), facts) is None
