@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
+from vitkit.cli_compare import compare
 from vitkit.cli_data import data
 from vitkit.cli_inspect import inspect
 from vitkit.cli_recipes import show_recipes
@@ -55,6 +56,7 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
   vitkit inspect CHECKPOINT [IMAGES...]      what it has learned and looks at: a page
   vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
+  vitkit compare RUN RUN...                  runs side by side, where they differ, -o PAGE.html
   vitkit data check|stats|dedup|split|index  bad images, duplicates, leaks, splits, an index
   vitkit doctor RUN                          what a run can go on from, what is damaged, what to do
 
@@ -472,6 +474,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "evaluate": evaluate,
     "inspect": inspect,
     "predict": predict,
+    "compare": compare,
     "data": data,
     "doctor": doctor,
 }

@@ -191,6 +191,17 @@ class Inspect(Computing):
 
 
 @dataclass(frozen=True)
+class Compare(Common):
+    """Runs and saved evaluations side by side: metrics, curves, what differs in their configs,
+    speed, memory, whether they are of the same data."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, shown("RUN RUN...")] = ()
+    """Run directories, or the NAME.json that vitkit evaluate -o wrote."""
+    out: Annotated[str | None, shown("FILE.html", aliases=["-o"])] = None
+    """Write a page with the curves as well."""
+
+
+@dataclass(frozen=True)
 class Predict(Computing):
     """Predict the classes of images."""
 
