@@ -46,11 +46,11 @@ def most_frequent(
     pairs = np.stack([labels[wrong], predicted[wrong]], axis=1)
     found, times = np.unique(pairs, axis=0, return_counts=True)
     images = np.bincount(labels)
-    first = np.argsort(-times, kind="stable")[:SHOWN]
-    rows = [
-        (class_names[true], class_names[taken], f"{count:,}", f"{count / images[true]:.1%}")
-        for (true, taken), count in zip(found[first].tolist(), times[first].tolist(), strict=True)
-    ]
+    rows = []
+    for place in np.argsort(-times, kind="stable")[:SHOWN]:
+        true, taken = map(int, found[place])
+        share = times[place] / images[true]
+        rows.append((class_names[true], class_names[taken], f"{times[place]:,}", f"{share:.1%}"))
     header = ("class", "taken for", "images", "of the class")
     more = f"the first {len(rows)} of {len(found):,} pairs" if len(found) > len(rows) else ""
     return Table("Most frequent confusions", header, tuple(rows), more)

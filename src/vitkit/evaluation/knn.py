@@ -63,9 +63,10 @@ def knn(
     """Training features (N, D), labels (N,) integers from 0 on, queries (Q, D) -> (Q,) labels.
 
     Each query gets the label that most of its `k` nearest rows have by the "cosine" or "euclidean"
-    distance, each vote alike; of several with as many votes the smallest. Of rows at the same
-    distance the first are nearer. These are the predictions of scikit-learn's
-    KNeighborsClassifier(k, metric=metric, algorithm="brute") on float64 rows.
+    distance, each vote alike; of several with as many votes the smallest. These are the
+    predictions of scikit-learn's KNeighborsClassifier(k, metric=metric, algorithm="brute") on
+    float64 rows, but for one thing: where rows at exactly the same distance lie on both sides of
+    the k-th place, the first of them vote here, and there a choice that changes with the threads.
     """
     labels = np.asarray(labels)
     indices = nearest(features, queries, k, metric).numpy()
@@ -93,9 +94,8 @@ def nearest(
     for kind in kinds():
         if len(unsure):
             unsure = look(rows, asked, unsure, kind, found)
-    for part in unsure.split(max(1, AT_ONCE // (4 * len(rows.values)))):
-        distances = all_distances(rows, asked, part)
-        found[part] = distances.sort(dim=1, stable=True).indices[:, :k]
+    if len(unsure):
+        look_closely(rows, asked, unsure, found)
     return found
 
 
@@ -171,6 +171,20 @@ def distances_to(rows: Rows, asked: Rows, part: Tensor, candidates: Tensor) -> T
     found = (rows.take(candidates) - asked.take(part)[:, None]).square().sum(-1)
     without = rows.zero(candidates) | asked.zero(part)[:, None]
     return torch.where(without, 2.0, found)
+
+
+def look_closely(rows: Rows, asked: Rows, chosen: Tensor, found: Tensor) -> None:
+    """The same by products in float64, for queries to which very many rows are nearly alike: the
+    distances of all rows are computed that could be among the nearest."""
+    k, unit = found.shape[1], (rows.values.shape[1] + 8) * 2.0**-52
+    for part in chosen.split(max(1, AT_ONCE // (4 * len(rows.values)))):
+        distances = all_distances(rows, asked, part)
+        largest = 2 * (distances.max(dim=1).values + 4 * asked.take(part).square().sum(1))
+        could = distances.kthvalue(k, dim=1).values + 2 * unit * largest
+        for query, row, limit in zip(part, distances, could, strict=True):
+            candidates = torch.nonzero(row <= limit)[:, 0]
+            exact = distances_to(rows, asked, query[None], candidates[None])[0]
+            found[query] = candidates[exact.sort(stable=True).indices[:k]]
 
 
 def all_distances(rows: Rows, asked: Rows, part: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ def read(path: Path, rows: int) -> np.ndarray | None:
     """The numbers of a file, if they are those that its name promises."""
     try:
         # It reads plain arrays only, and refuses a header that promises more than there is.
-        mapped = np.lib.format.open_memmap(path, mode="c")
+        with np.errstate(over="ignore"):
+            mapped = np.lib.format.open_memmap(path, mode="c")
         fits = mapped.dtype == np.dtype("<f4") and mapped.ndim == 2 and len(mapped) == rows
         if not fits or not mapped.flags.c_contiguous:
             return None

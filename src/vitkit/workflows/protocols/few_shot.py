@@ -39,9 +39,7 @@ def run(job: Job) -> Findings:
             "apart, of which no shots were taken; the scored images had no part in it."
         )
     found = {
-        shot: few_shot_accuracies(
-            x[rest], y[rest], x_test, y_test, [shot], seeds, [l2]
-        )[shot][:, 0]
+        shot: few_shot_accuracies(x[rest], y[rest], x_test, y_test, [shot], seeds, [l2])[shot][:, 0]
         for shot, l2 in penalties.items()
     }
     notes += left_out(wanted, shots, y[rest], pool.class_names)
