@@ -26,6 +26,24 @@ Text = Annotated[str | None, shown("STR")]
 Data = Annotated[tuple[str, ...], tyro.conf.Positional, shown("DATA...")]
 
 
+SPELLING = (
+    tyro.constructors.ConstructorRegistry()
+)  # of types that tyro would take several words for
+
+
+@SPELLING.primitive_rule
+def numbers(kind: Any) -> Any:
+    """Several whole numbers are one word: 1,5,10."""
+    if kind.type != tuple[int, ...]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="N,N,...",
+        instance_from_str=lambda words: tuple(int(word) for word in words[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Common:
     json: bool = False
@@ -160,10 +178,17 @@ class Evaluate(Computing):
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     data: Data = ()
     """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
-    protocol: Literal["top-k", "few-shot"] = "top-k"
-    """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class."""
+    protocol: Literal["top-k", "few-shot", "knn", "linear"] = "top-k"
+    """top-k: accuracy of the net's own head; few-shot: least squares on a few images of each class;
+    knn: the vote of the nearest training images; linear: logistic regression."""
     train: tuple[str, ...] = ()
-    """Few-shot: where to take the shots from; by default DATA's training images."""
+    """Where few-shot, knn and linear learn from; by default DATA's training images."""
+    out: Annotated[str | None, shown("PAGE.html", aliases=["-o"])] = None
+    """Write a report there, or a folder with report.html; what was found lies beside it."""
+    cache: bool = True
+    """Keep features and logits, and take those that are kept; --no-cache computes them anew."""
+    gpus: Annotated[int | None, shown("N")] = None
+    """Share the work among N processes of this machine, a GPU each (with --device cpu, cores)."""
     options: Annotated[ProtocolOptions, tyro.conf.arg(name="")] = field(
         default_factory=ProtocolOptions
     )
@@ -333,7 +358,7 @@ def parse(default: Any, verb: str, argv: list[str]) -> Any:
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             return tyro.cli(
-                type(default), prog=f"vitkit {verb}", args=argv, default=default,
+                type(default), prog=f"vitkit {verb}", args=argv, default=default, registry=SPELLING,
             )  # fmt: skip
     except SystemExit as stop:
         if stop.code == 0:  # --help
@@ -353,7 +378,10 @@ def parse(default: Any, verb: str, argv: list[str]) -> Any:
 def help_of(default: Any, verb: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        tyro.cli(type(default), prog=f"vitkit {verb}", args=["--help"], default=default)
+        tyro.cli(
+            type(default), prog=f"vitkit {verb}", args=["--help"], default=default,
+            registry=SPELLING,
+        )  # fmt: skip
     return output.getvalue()
 
 

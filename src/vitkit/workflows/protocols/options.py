@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from vitkit.errors import UsageError
 
 L2 = 2.0**10  # of the few-shot least squares: big_vision's; the paper's is unpublished
 
@@ -11,3 +14,23 @@ L2 = 2.0**10  # of the few-shot least squares: big_vision's; the paper's is unpu
 class ProtocolOptions:
     l2: float = L2
     """Few-shot: the penalty of the least squares; big_vision's by default."""
+    sweep_l2: bool = False
+    """Few-shot: choose the penalty among powers of two, on training images held apart."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Few-shot: training images of each class."""
+    seeds: int = 3
+    """Few-shot: how many draws of the shots to average over."""
+    k: int = 10
+    """k-NN: neighbours that vote."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """k-NN: how near two images' features are."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", tuple(self.shots))
+        for name, values in (("shots", self.shots), ("seeds", [self.seeds]), ("k", [self.k])):
+            if not values or min(values) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.l2 >= 0:
+            raise UsageError(f"l2 is {self.l2}; it must be 0 or more")
+        if self.metric not in ("cosine", "euclidean"):
+            raise UsageError(f"metric is {self.metric!r}; it must be cosine or euclidean")

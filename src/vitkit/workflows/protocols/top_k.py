@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from vitkit.data.pipeline import Batch
 from vitkit.evaluation.findings import Findings
-from vitkit.evaluation.topk import top_k
-from vitkit.reports.classes import by_name
-from vitkit.training.log import numbers
-from vitkit.workflows.protocols.classes import class_numbers, renumber
+from vitkit.workflows.protocols.classes import class_numbers
 from vitkit.workflows.protocols.job import Job
+from vitkit.workflows.protocols.scores import scores
 
 
 def run(job: Job) -> Findings:
-    source, classes = job.scored, len(job.model.class_names)
-    number = class_numbers(job.model.class_names, source.class_names, job.splits.name)
-    logits, labels = job.logits(source)
-    batch = Batch(logits, renumber(labels, number, classes))
-    found = top_k(lambda rows: rows, [batch])
-    # In the order of the data's classes, whose names are all different.
-    of_data = {
-        name: [values[n] for n in number.tolist()]
-        for name, values in found.items()
-        if isinstance(values, list)
-    }
-    classes = by_name(of_data, source.class_names)
-    return Findings(
-        numbers(found), classes["class_recall"], classes["class_images"], images=len(source)
-    )
+    source, known = job.scored, job.model.class_names
+    number = class_numbers(known, source.class_names, job.splits.name)
+    return scores(*job.logits(source), number, source, known)
