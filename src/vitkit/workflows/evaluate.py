@@ -18,6 +18,9 @@ from vitkit.workflows.protocols.options import ProtocolOptions
 PROTOCOLS = {  # by what they are called: the module that does them
     "top-k": "top_k",
     "few-shot": "few_shot",
+    "real": "real",
+    "corruptions": "corruptions",
+    "translations": "translations",
 }
 
 

@@ -9,13 +9,17 @@ from vitkit.reports.classes import by_name
 from vitkit.training.log import numbers
 from vitkit.workflows.protocols.classes import class_numbers, renumber
 from vitkit.workflows.protocols.job import Job
+from vitkit.workflows.protocols.relatives import among_set, hint
 
 
 def run(job: Job) -> Findings:
-    source, classes = job.scored, len(job.model.class_names)
-    number = class_numbers(job.model.class_names, source.class_names, job.splits.name)
-    logits, labels = job.logits(source)
-    batch = Batch(logits, renumber(labels, number, classes))
+    if job.options.classes is not None:
+        source, logits, labels, number, notes = among_set(job, job.options.classes)
+    else:
+        source, notes = job.scored, hint(job.scored.class_names)
+        number = class_numbers(job.model.class_names, source.class_names, job.splits.name)
+        logits, labels = job.logits(source)
+    batch = Batch(logits, renumber(labels, number, logits.shape[1]))
     found = top_k(lambda rows: rows, [batch])
     # In the order of the data's classes, whose names are all different.
     of_data = {
@@ -25,5 +29,6 @@ def run(job: Job) -> Findings:
     }
     classes = by_name(of_data, source.class_names)
     return Findings(
-        numbers(found), classes["class_recall"], classes["class_images"], images=len(source)
-    )
+        numbers(found), classes["class_recall"], classes["class_images"], notes=notes,
+        images=len(source),
+    )  # fmt: skip
