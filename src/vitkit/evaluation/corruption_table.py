@@ -31,10 +31,10 @@ CONSTANTS: dict[str, dict[int, tuple]] = {
         64: ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
         224: ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     },
-    "zoom-blur": {  # the number of zooms, and how much further each goes
-        32: ((7, 0.01), (12, 0.01), (16, 0.01), (21, 0.01), (26, 0.01)),
-        64: ((7, 0.01), (12, 0.01), (16, 0.01), (21, 0.01), (26, 0.01)),
-        224: ((12, 0.01), (16, 0.01), (11, 0.02), (13, 0.02), (11, 0.03)),
+    "zoom-blur": {  # where the zooms that begin at 1 end, and their step
+        32: ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
+        64: ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
+        224: ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
     },
     # Mean and deviation of the flakes, their zoom, threshold, radius and deviation of their motion,
     # and the share of the picture that is not whitened.

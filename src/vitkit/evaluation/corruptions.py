@@ -98,9 +98,11 @@ def defocus_blur(x: np.ndarray, disk: tuple, random: np.random.Generator) -> np.
     """A disk whose edge is smoothed over one pixel, two of a large one."""
     radius, smoothing = disk
     margin = 1 if radius <= 8 else 2
-    reach = np.arange(-int(radius) - margin, int(radius) + margin + 1)
+    most = max(8, radius)  # the smoothing of the largest disks is folded back at this edge
+    end = min(int(radius) + 2 * margin, most)
+    reach = np.arange(-end, end + 1)
     kernel = (np.add.outer(reach**2, reach**2) <= radius**2).astype(np.float64)
-    kernel = ndimage.gaussian_filter(kernel / kernel.sum(), smoothing, radius=margin)
+    kernel = ndimage.gaussian_filter(kernel / kernel.sum(), smoothing, mode="mirror", radius=margin)
     return ndimage.correlate(x, kernel[..., None], mode="mirror")
 
 
@@ -126,9 +128,9 @@ def moved(x: np.ndarray, radius: float, deviation: float, angle: float) -> np.nd
 
 def zoom_blur(x: np.ndarray, zooms: tuple, random: np.random.Generator) -> np.ndarray:
     """The mean of the picture and of its zooms."""
-    number, step = zooms
-    total = sum(zoomed(x, 1 + step * i) for i in range(number))
-    return (x + total) / (number + 1)
+    factors = np.arange(1, *zooms)
+    total = sum(zoomed(x, factor) for factor in factors)
+    return (x + total) / (len(factors) + 1)
 
 
 def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
