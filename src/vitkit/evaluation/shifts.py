@@ -22,10 +22,12 @@ AS_PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # pix
 
 
 def usual_distances(side: int) -> tuple[int, ...]:
-    """Pixels of the net's input: every distance up to 8, then doublings, up to 1/8 of the side."""
+    """Pixels of the net's input, up to 1/8 of its side: all where that is at most 8, else doublings."""
     most = max(1, side // SHARE)
-    doublings = [8 * 2**power for power in range(1, most.bit_length())]
-    return tuple(sorted({*range(1, min(most, 8) + 1), *(d for d in doublings if d < most), most}))
+    if most <= 8:
+        return tuple(range(1, most + 1))
+    doublings = (2**power for power in range(most.bit_length()))
+    return (*(distance for distance in doublings if distance < most), most)
 
 
 def with_margin(preprocessing: Preprocessing, margin: int) -> Preprocessing:

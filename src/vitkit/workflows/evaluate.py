@@ -42,7 +42,9 @@ def evaluate(
     "top-k" scores every image of DATA (its test split, where it has one, else its validation
     split, else all) and matches classes by name. "few-shot" fits a linear classifier in closed form
     on 1, 5, 10 and 25 images of each class from `train`, DATA's own training split, or a half held
-    apart, and scores the others; the classes may be any. `options` are fields of
+    apart, and scores the others; the classes may be any. "real" scores ImageNet's validation images
+    by their ReaL labels, "corruptions" pictures with noise, blur, weather and compression,
+    "translations" pictures moved by a few pixels. `options` are fields of
     vitkit.workflows.protocols.options.ProtocolOptions.
     """
     began = time.perf_counter()
