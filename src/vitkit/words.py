@@ -178,9 +178,13 @@ class Evaluate(Computing):
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     data: Data = ()
     """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
-    protocol: Literal["top-k", "few-shot", "knn", "linear"] = "top-k"
+    protocol: Literal[
+        "top-k", "few-shot", "knn", "linear", "real", "corruptions", "translations", "vtab"
+    ] = "top-k"
     """top-k: accuracy of the net's own head; few-shot: least squares on a few images of each class;
-    knn: the vote of the nearest training images; linear: logistic regression."""
+    knn: the vote of the nearest training images; linear: logistic regression; real: by ImageNet's
+    ReaL labels; corruptions: of noisy, blurred and other bad pictures; translations: of pictures
+    moved by a few pixels; vtab: 19 tasks of 1,000 images each, DATA the folder with their folders."""
     train: tuple[str, ...] = ()
     """Where few-shot, knn and linear learn from; by default DATA's training images."""
     out: Annotated[str | None, shown("PAGE.html", aliases=["-o"])] = None

@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     ERASE = 5
     JITTER = 6
     BALANCE = 7
+    CORRUPTION = 8  # of a picture, by its index
 
 
 def uniforms(seed: int, purpose: Purpose, first: int, positions: int, each: int) -> np.ndarray:

@@ -25,6 +25,9 @@ PROTOCOLS = {  # by what they are called: the module that does them
     "few-shot": "few_shot",
     "knn": "knn",
     "linear": "linear",
+    "real": "real",
+    "corruptions": "corruptions",
+    "translations": "translations",
 }
 
 
@@ -45,10 +48,12 @@ def evaluate(
     number}} of DATA's classes (vitkit.evaluation.topk.top_k), "tables" and "notes".
 
     "top-k" scores every image of DATA (its test split, where it has one, else its validation
-    split, else all) and matches classes by name. The others learn from `train`, DATA's own training
-    split, or a half held apart, and score the others; the classes may be any: "few-shot" fits a
-    linear classifier in closed form on 1, 5, 10 and 25 images of each class, "knn" takes the vote
-    of the nearest images, "linear" fits logistic regression. `options` are fields of
+    split, else all) and matches classes by name. "few-shot", "knn" and "linear" learn from `train`,
+    DATA's own training split, or a half held apart, and score the others; the classes may be any:
+    "few-shot" fits a linear classifier in closed form on 1, 5, 10 and 25 images of each class,
+    "knn" takes the vote of the nearest images, "linear" fits logistic regression. "real" scores
+    ImageNet's validation images by their ReaL labels, "corruptions" pictures with noise, blur,
+    weather and compression, "translations" pictures moved by a few pixels. `options` are fields of
     vitkit.workflows.protocols.options.ProtocolOptions. Features and logits are kept in vitkit's
     cache folder (docs/data.md) unless `cache` is False.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitkit.data.checks import DataError, some
+from vitkit.data.classes.imagenet import looks_like, same_imagenet_classes
 from vitkit.errors import UsageError
 
 Forms = Callable[[str], set[str]]  # what a name may also be written as
@@ -18,7 +19,8 @@ def class_numbers(known: Sequence[str], given: Sequence[str], title: str) -> Ten
     """For each class of the data its number in the net, by name: (K of the data,) int64.
 
     A name is looked for as it is; then without regard to case, underscores and spaces; then by
-    any of the names that commas part ("tench, Tinca tinca"). DataError, with the names, where the
+    any of the names that commas part ("tench, Tinca tinca"); then as the same class of ImageNet
+    by another name, WordNet number included. DataError, with the names, where the
     net knows no such class or more than one, or where two classes of the data are one of the net.
     """
     if not known:
@@ -32,9 +34,14 @@ def class_numbers(known: Sequence[str], given: Sequence[str], title: str) -> Ten
     found = [candidates(name, ways) for name in given]
     unknown = [name for name, numbers in zip(given, found, strict=True) if not numbers]
     if unknown:
+        places = same_imagenet_classes(known, given)
+        if None not in places:
+            return torch.tensor(places)
+        of_set = looks_like(given)
+        how = "use --protocol few-shot, knn or linear" if of_set is None else f"--classes {of_set}"
         raise DataError(
             f"{title}: the net does not know the classes {some(unknown)}; it knows {some(known)}. "
-            "Evaluate on data with its classes, or use --protocol few-shot, knn or linear"
+            f"Evaluate on data with its classes, or {how}"
         )
     several = [
         f"{name} ({', '.join(known[n] for n in sorted(numbers))})"

@@ -24,6 +24,21 @@ class ProtocolOptions:
     """k-NN: neighbours that vote."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """k-NN: how near two images' features are."""
+    classes: (
+        Literal["imagenet-r", "imagenet-a", "imagenet-v2", "imagenet-sketch", "objectnet"] | None
+    ) = None
+    """Top-k: DATA is this set made beside ImageNet; it is scored among the set's own classes."""
+    real: str | None = None
+    """Real: the ReaL labels, real.json of google-research/reassessed-imagenet."""
+    corruptions: str = ""
+    """Corruptions: which ones, with commas between them; 13 of ImageNet-C's 15 by default."""
+    severities: str = "1,2,3,4,5"
+    """Corruptions: how strong, 1 to 5."""
+    shifts: str = ""
+    """Translations: by how many pixels of the net's input, with commas between them; by default up
+    to 1/8 of its side."""
+    seed: int = 0
+    """Corruptions: of their draws."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shots", tuple(self.shots))
