@@ -159,8 +159,9 @@ class Evaluate(Computing):
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     data: Data = ()
     """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
-    protocol: Literal["top-k", "few-shot"] = "top-k"
-    """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class."""
+    protocol: Literal["top-k", "few-shot", "vtab"] = "top-k"
+    """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class;
+    vtab: the 19 tasks of VTAB-1k in the folder DATA, by linear probes."""
     train: tuple[str, ...] = ()
     """Few-shot: where to take the shots from; by default DATA's training images."""
     options: Annotated[ProtocolOptions, tyro.conf.arg(name="")] = field(

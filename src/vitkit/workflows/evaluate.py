@@ -18,6 +18,7 @@ from vitkit.workflows.protocols.options import ProtocolOptions
 PROTOCOLS = {  # by what they are called: the module that does them
     "top-k": "top_k",
     "few-shot": "few_shot",
+    "vtab": "vtab",
 }
 
 
@@ -39,7 +40,8 @@ def evaluate(
     "top-k" scores every image of DATA (its test split, where it has one, else its validation
     split, else all) and matches classes by name. "few-shot" fits a linear classifier in closed form
     on 1, 5, 10 and 25 images of each class from `train`, DATA's own training split, or a half held
-    apart, and scores the others; the classes may be any. `options` are fields of
+    apart, and scores the others; the classes may be any. "vtab" takes a folder of the data sets of
+    VTAB-1k, and fits a linear probe for each of its tasks. `options` are fields of
     vitkit.workflows.protocols.options.ProtocolOptions.
     """
     began = time.perf_counter()
@@ -51,7 +53,7 @@ def evaluate(
         "metrics": findings.metrics,
         **(classes if findings.class_images else {}),
         "protocol": protocol,
-        "data": job.splits.name,
+        "data": job.name,
         "images": findings.images,
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -74,7 +76,7 @@ def found(
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
     model.to(choose_device(device))
     job = Job(
-        model, open_data(data), None if train is None else open_data(train),
+        model, data, None if train is None else open_data(train),
         ProtocolOptions(**options), threads=threads,
     )  # fmt: skip
     return job, import_module(f"vitkit.workflows.protocols.{PROTOCOLS[protocol]}").run(job)

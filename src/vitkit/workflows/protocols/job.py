@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from vitkit.data.opening import open_data
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Splits
 from vitkit.evaluation.topk import features_of
@@ -19,11 +23,20 @@ BATCH = 256
 @dataclass(frozen=True)
 class Job:
     model: Model  # on its device
-    splits: Splits  # DATA
+    data: Any  # DATA as it was given, or its splits
     train: Splits | None = None  # where to take shots or neighbours from; None: DATA's own
     options: ProtocolOptions = field(default_factory=ProtocolOptions)
     world: World = field(default_factory=World)  # every process sees all results
     threads: int = 2
+
+    @cached_property
+    def splits(self) -> Splits:
+        """DATA opened, when a protocol asks: vtab's is a folder of many data sets."""
+        return open_data(self.data)
+
+    @property
+    def name(self) -> str:
+        return str(self.data) if isinstance(self.data, str | Path) else self.splits.name
 
     @property
     def scored(self) -> Source:
