@@ -31,7 +31,8 @@ AT_ONCE = 4096  # sprites that are read together
 
 def svhn(folder: Path) -> Pools:
     """train_32x32.mat and test_32x32.mat: the digit 0 has the label 10."""
-    return Pools(*(digits(found(folder, f"{part}_32x32.mat")) for part in ("train", "test")))
+    train, test = (digits(found(folder, f"{part}_32x32.mat")) for part in ("train", "test"))
+    return Pools(train, test)
 
 
 def digits(file: Path) -> ArraySource:

@@ -1,6 +1,6 @@
 """Tasks whose images are files: in class folders, or named in lists of their publisher.
 
-Tested on made-up files in the publishers' layouts alone, but for CIFAR-100.
+Tested on made-up files in the publishers' layouts alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def dtd(folder: Path) -> Pools:
     """images/CLASS/*.jpg, and labels/train1.txt, val1.txt and test1.txt, the first of its ten
     divisions."""
     root = found(folder, "labels", "dtd/labels").parent
-    lists = {split: lines_of(root / "labels" / f"{split}1.txt") for split in ("train", "val", "test")}
+    lists = {
+        split: lines_of(root / "labels" / f"{split}1.txt") for split in ("train", "val", "test")
+    }
     names = sorted({first_part(line) for lines in lists.values() for line in lines})
     sources = {
         split: of_classes(root / "images", lines, names, first_part)
@@ -149,9 +151,7 @@ def of_classes(
 def with_lists(folder: Path, classes: int) -> tuple[FileSource, FileSource, FileSource]:
     """The layout of copies of the benchmark: train800.txt, val200.txt and test.txt of lines "path
     label" -> images to fit on, to choose by, to test on."""
-    return tuple(
-        list_of(folder, f"{name}.txt", classes) for name in ("train800", "val200", "test")
-    )  # pyright: ignore[reportReturnType]
+    return tuple(list_of(folder, f"{name}.txt", classes) for name in ("train800", "val200", "test"))  # pyright: ignore[reportReturnType]
 
 
 def list_of(folder: Path, file: str, classes: int) -> FileSource:

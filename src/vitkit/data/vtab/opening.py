@@ -62,8 +62,8 @@ def open_task(folder: Path, name: str) -> TaskImages | None:
         fit, choose, test = files.with_lists(copy, task.classes)
         if (len(fit), len(choose)) != (FIT, CHOOSE) or not len(test):
             raise DataError(
-                f"{copy}: the lists name {len(fit)}, {len(choose)} and {len(test)} images; expected "
-                f"{FIT}, {CHOOSE} and those to test on; fetch them again"
+                f"{copy}: the lists name {len(fit)}, {len(choose)} and {len(test)} images; "
+                f"expected {FIT}, {CHOOSE} and those to test on; fetch them again"
             )
         return TaskImages(fit, choose, test, PUBLISHED, len(test) == task.test_images)
     root = roots[0]

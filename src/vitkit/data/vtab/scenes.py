@@ -56,7 +56,8 @@ def clevr(folder: Path, label: Callable[[list[Any]], int], names: list[str]) -> 
                 f"{file}: not as CLEVR v1.0 has its scenes ({type(error).__name__}); fetch it again"
             ) from error
         sources.append(file_source(root, images, labels, names))
-    return Pools(*sources)
+    train, test = sources
+    return Pools(train, test)
 
 
 def limited(file: Path) -> bytes:

@@ -35,8 +35,16 @@ class Job:
         return open_data(self.data)
 
     @property
+    def folder(self) -> Path | None:
+        """DATA where it is one folder."""
+        words = [self.data] if isinstance(self.data, str | Path) else self.data
+        if isinstance(words, list | tuple) and len(words) == 1 and Path(words[0]).is_dir():
+            return Path(words[0])
+        return None
+
+    @property
     def name(self) -> str:
-        return str(self.data) if isinstance(self.data, str | Path) else self.splits.name
+        return str(self.folder or self.splits.name)
 
     @property
     def scored(self) -> Source:

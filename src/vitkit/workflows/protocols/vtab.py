@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,9 +36,10 @@ class Scored:
 
 
 def run(job: Job) -> Findings:
-    if not isinstance(job.data, str | Path) or not Path(job.data).is_dir():
+    if job.folder is None:
         raise UsageError(
-            f"{job.name}: vtab takes a folder with a folder for each task, such as caltech101/"
+            f"DATA is {job.data}; vtab takes one folder, with a folder for each task in it, such "
+            "as caltech101/"
         )
     if job.options.vtab_test < 0:
         raise UsageError(f"vtab_test is {job.options.vtab_test}; it must be at least 0, for all")
@@ -49,7 +49,7 @@ def run(job: Job) -> Findings:
     failed: dict[str, str] = {}
     for name in wanted:
         try:
-            images = open_task(Path(job.data), name)
+            images = open_task(job.folder, name)
             if images is None:
                 absent.append(name)
             else:
