@@ -166,21 +166,21 @@ def npy(array: np.ndarray, shape=None) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("latents", "images"),
+    ("latents", "images", "said"),
     [
-        ((10, 6), (10**9, 64, 64)),  # claims more than it has
-        ((10**9, 6), (10, 64, 64)),
-        ((10, 6), (9, 64, 64)),
-        ((10, 6), (10, 64, 63)),
-        ((10, 5), (10, 64, 64)),
-        ((11, 6), (11, 64, 64)),  # cut short
+        ((10, 6), (10**9, 64, 64), "an array"),  # more than any set has
+        ((10**9, 6), (10, 64, 64), "an array"),
+        ((10, 6), (10, 64, 63), "an array"),
+        ((10, 5), (10, 64, 64), "an array"),
+        ((10, 6), (9, 64, 64), "differ in length"),
+        ((11, 6), (11, 64, 64), "cut short"),
     ],
 )
-def test_what_dsprites_claims_is_checked_before_it_is_read(tmp_path, latents, images):
+def test_what_dsprites_claims_is_checked_before_it_is_read(tmp_path, latents, images, said):
     with zipfile.ZipFile(tmp_path / arrays.DSPRITES, "w") as file:
         file.writestr("latents_classes.npy", npy(np.zeros((10, 6), np.int64), latents))
         file.writestr("imgs.npy", npy(np.zeros((10, 64, 64), np.uint8), images))
-    with pytest.raises(DataError, match="not as dSprites"):
+    with pytest.raises(DataError, match=f"not as dSprites is published: .*{said}"):
         arrays.dsprites_location(tmp_path)
 
 
