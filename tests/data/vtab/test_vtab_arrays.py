@@ -7,10 +7,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from vtab_sets import dsprites, norb_matrix, smallnorb, svhn, write
 
 from vitkit.data.checks import DataError
 from vitkit.data.vtab import arrays
+from vitkit.data.vtab.pools import PixelSource
+from vtab_sets import dsprites, norb_matrix, smallnorb, svhn, write
 
 
 def test_svhn_calls_the_digit_0_by_10(tmp_path):
@@ -188,3 +189,12 @@ def test_images_of_one_channel_become_three(tmp_path):
     dsprites(tmp_path)
     image = arrays.dsprites_location(tmp_path).test.image(0)
     assert image.dtype == torch.uint8 and image.shape == (3, 64, 64)
+
+
+def test_other_rows_of_a_file_are_other_images_even_with_the_same_labels(tmp_path):
+    dsprites(tmp_path)
+    test = arrays.dsprites_location(tmp_path).test
+    assert isinstance(test, PixelSource)
+    other = PixelSource(test.path, test.pixels, test.rows[::-1], test.labels, test.class_names)
+    assert other.fingerprint() != test.fingerprint()
+    assert other.key(0) == test.key(len(test) - 1)

@@ -1,11 +1,11 @@
-"""Tasks of VTAB-1k whose images are files: which are to train on and to test on, and their labels."""
+"""Tasks of VTAB-1k whose images are files: their labels, and which are to train and test on."""
 
 import pytest
-from vtab_sets import lists, write
 
 from vitkit.data.checks import DataError
 from vitkit.data.source import Source
 from vitkit.data.vtab import files
+from vtab_sets import lists, write
 
 
 def labels_of(source: Source | None) -> dict[str, str]:

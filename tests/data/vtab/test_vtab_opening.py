@@ -3,11 +3,11 @@
 from collections import Counter
 
 import pytest
-from vtab_sets import lists, smallnorb, svhn, write
 
 from vitkit.data.checks import DataError
 from vitkit.data.vtab.opening import OWN, PUBLISHED, READERS, open_task
 from vitkit.data.vtab.tasks import GROUPS, TASKS
+from vtab_sets import lists, smallnorb, svhn, write
 
 
 def test_there_are_19_tasks_in_three_groups():

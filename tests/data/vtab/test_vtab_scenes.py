@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from vtab_sets import clevr, kitti, kitti_object, write
 
 from vitkit.data.checks import DataError
 from vitkit.data.vtab import scenes
+from vtab_sets import clevr, kitti, kitti_object, write
 
 FAR = 11.0
 

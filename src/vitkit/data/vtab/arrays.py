@@ -15,7 +15,7 @@ import numpy as np
 
 from vitkit.data.checks import DataError, first_line
 from vitkit.data.source import ArraySource
-from vitkit.data.vtab.pools import PixelSource, Pools, found, parted
+from vitkit.data.vtab.pools import PixelSource, Pools, chosen, found, parted
 from vitkit.data.vtab.tasks import CHOOSE, FIT
 
 MOST = 2**20  # images of one file; the largest published has 737,280
@@ -92,7 +92,8 @@ def patches(folder: Path, part: str, opened: Any) -> PixelSource:
         raise DataError(
             f"{file}: not as PatchCamelyon is published: {first_line(error)}; fetch it again"
         ) from error
-    return PixelSource(file, lambda index: images[index], labels, ["no tumor", "tumor"])
+    names = ["no tumor", "tumor"]
+    return PixelSource(file, lambda row: images[row], np.arange(number), labels, names)
 
 
 # smallNORB
@@ -111,14 +112,7 @@ def smallnorb(folder: Path, column: int, step: int, names: list[str]) -> Pools:
     validate on, and the other half to test on."""
     train, test = (camera(folder, NORB[split], column, step, names) for split in ("train", "test"))
     val, rest = parted(len(test), (0.5, 0.5))
-    return Pools(train, part_of(test, rest), part_of(test, val), same_test=False)
-
-
-def part_of(source: PixelSource, indices: np.ndarray) -> PixelSource:
-    return PixelSource(
-        source.path, lambda index: source.pixels(int(indices[index])), source.labels[indices],
-        source.class_names,
-    )  # fmt: skip
+    return Pools(train, chosen(test, rest), chosen(test, val), same_test=False)
 
 
 def camera(folder: Path, stem: str, column: int, step: int, names: list[str]) -> PixelSource:
@@ -131,7 +125,8 @@ def camera(folder: Path, stem: str, column: int, step: int, names: list[str]) ->
             f"{file}: holds {images.shape}, its info {about.shape}; expected (N, 2, 96, 96) and "
             "(N, 4); fetch them again"
         )
-    return PixelSource(file, lambda index: images[index, 0], about[:, column] // step, names)
+    rows, labels = np.arange(len(images)), about[:, column] // step
+    return PixelSource(file, lambda row: images[row, 0], rows, labels, names)
 
 
 def matrix(file: Path, kind: Any) -> np.ndarray:
@@ -184,15 +179,16 @@ def dsprites(folder: Path, column: int, values: int) -> Pools:
         ) from error
     labels = latents[:, column] * 16 // values  # 16 classes, as evenly as can be
 
-    def source(indices: np.ndarray) -> PixelSource:
-        places = np.searchsorted(wanted, indices)
+    names = [str(label) for label in range(16)]
 
-        def pixels(index: int) -> np.ndarray:
-            return np.unpackbits(bits[places[index]]).reshape(64, 64) * np.uint8(255)
+    def pixels(row: int) -> np.ndarray:
+        kept = bits[np.searchsorted(wanted, row)]
+        return np.unpackbits(kept).reshape(64, 64) * np.uint8(255)
 
-        return PixelSource(file, pixels, labels[indices], [str(label) for label in range(16)])
-
-    return Pools(source(train), source(test), source(val), same_test=False)
+    train, val, test = (
+        PixelSource(file, pixels, rows, labels[rows], names) for rows in (train, val, test)
+    )
+    return Pools(train, test, val, same_test=False)
 
 
 def header(member: IO[bytes], of_each: tuple[int, ...], kind: str) -> int:

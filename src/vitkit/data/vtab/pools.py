@@ -27,36 +27,38 @@ class Pools:
 
 
 class PixelSource(Source):
-    """Images of one file as arrays: `pixels(index)` is uint8 (H, W) or (H, W, 3)."""
+    """Some rows of a file of arrays: `pixels(row)` is an image, uint8 (H, W) or (H, W, 3)."""
 
     def __init__(
         self,
         file: Path,
         pixels: Callable[[int], np.ndarray],
-        labels: Sequence[int] | np.ndarray,
+        rows: np.ndarray,  # (N,)
+        labels: np.ndarray,  # (N,)
         class_names: Sequence[str],
     ) -> None:
-        self.path, self.pixels = file, pixels
+        self.path, self.pixels, self.rows = file, pixels, rows.astype(np.int64)
         self.class_names = list(class_names)
-        self.labels = checked_labels(np.asarray(labels), self.class_names, str(file))
+        self.labels = checked_labels(labels, self.class_names, str(file))
 
     def encoded(self, index: int) -> None:
         return None
 
     def image(self, index: int) -> Tensor:
-        pixels = np.asarray(self.pixels(index))
+        pixels = np.asarray(self.pixels(int(self.rows[index])))
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())
 
     def key(self, index: int) -> str:
-        return f"{self.path.name}/{index}"
+        return f"{self.path.name}/{self.rows[index]}"
 
     def name(self, index: int) -> str:
-        return f"{self.path} {index}"
+        return f"{self.path} row {self.rows[index]}"
 
     def fingerprint(self) -> str:
-        return digest([*self.class_names, label_bytes(self.labels), ends_of(self.path)])
+        parts = label_bytes(self.labels), self.rows.tobytes(), ends_of(self.path)
+        return digest([*self.class_names, *parts])
 
 
 def file_source(

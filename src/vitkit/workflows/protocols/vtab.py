@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from vitkit.errors import UsageError, VitkitError, named
 from vitkit.evaluation.findings import Findings
 from vitkit.evaluation.logistic import L2, fit_logistic
 from vitkit.plain import Table
+from vitkit.training.world import together
 from vitkit.workflows.protocols.job import Job
 
 HEADER = ("task", "group", "classes", "top-1", "test images", "penalty", "split", "test split")
@@ -36,7 +38,8 @@ class Scored:
 
 
 def run(job: Job) -> Findings:
-    if job.folder is None:
+    folder = job.folder
+    if folder is None:
         raise UsageError(
             f"DATA is {job.data}; vtab takes one folder, with a folder for each task in it, such "
             "as caltech101/"
@@ -49,7 +52,7 @@ def run(job: Job) -> Findings:
     failed: dict[str, str] = {}
     for name in wanted:
         try:
-            images = open_task(job.folder, name)
+            images = together(partial(open_task, folder, name))
             if images is None:
                 absent.append(name)
             else:
@@ -80,8 +83,8 @@ def scored(job: Job, name: str, images: TaskImages) -> Scored:
     (x, y), (apart, labels) = job.features(images.fit), job.features(images.choose)
     weight, bias, l2 = probe(x, y, apart, labels, TASKS[name].classes)
     rows, truth = job.features(test)
-    top1 = ((rows @ weight.T + bias).argmax(1) == truth).float().mean()
-    return Scored(float(top1), len(rows), l2, images)
+    right = int(((rows @ weight.T + bias).argmax(1) == truth).sum())
+    return Scored(right / len(rows), len(rows), l2, images)
 
 
 def probe(
@@ -96,7 +99,7 @@ def probe(
         right = (logits.argmax(1) == labels).float().mean()
         return float(right), -float(F.cross_entropy(logits, labels))
 
-    scores = [score(*fit) for fit in fit_logistic(x, y, classes)]
+    scores = [score(*fit) for fit in fit_logistic(x, y, classes, penalties=L2)]
     best = max(range(len(scores)), key=lambda number: scores[number])
     both, truth = torch.cat([x, apart]), torch.cat([y, labels])
     weight, bias = fit_logistic(both, truth, classes, penalties=L2[: best + 1])[-1]
