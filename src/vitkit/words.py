@@ -184,7 +184,7 @@ class Evaluate(Computing):
     """top-k: accuracy of the net's own head; few-shot: least squares on a few images of each class;
     knn: the vote of the nearest training images; linear: logistic regression; real: by ImageNet's
     ReaL labels; corruptions: of noisy, blurred and other bad pictures; translations: of pictures
-    moved by a few pixels; vtab: 19 tasks of 1,000 images each, DATA the folder with their folders."""
+    moved by a few pixels; vtab: the 19 tasks of VTAB-1k in the folder DATA."""
     train: tuple[str, ...] = ()
     """Where few-shot, knn and linear learn from; by default DATA's training images."""
     out: Annotated[str | None, shown("PAGE.html", aliases=["-o"])] = None

@@ -28,6 +28,7 @@ PROTOCOLS = {  # by what they are called: the module that does them
     "real": "real",
     "corruptions": "corruptions",
     "translations": "translations",
+    "vtab": "vtab",
 }
 
 
@@ -53,7 +54,8 @@ def evaluate(
     "few-shot" fits a linear classifier in closed form on 1, 5, 10 and 25 images of each class,
     "knn" takes the vote of the nearest images, "linear" fits logistic regression. "real" scores
     ImageNet's validation images by their ReaL labels, "corruptions" pictures with noise, blur,
-    weather and compression, "translations" pictures moved by a few pixels. `options` are fields of
+    weather and compression, "translations" pictures moved by a few pixels. "vtab" takes a
+    folder of the data sets of VTAB-1k, and fits a linear probe for each task. `options` are fields of
     vitkit.workflows.protocols.options.ProtocolOptions. Features and logits are kept in vitkit's
     cache folder (docs/data.md) unless `cache` is False.
     """
@@ -75,7 +77,7 @@ def result_of(job: Job, findings: Findings, protocol: str, seconds: float) -> di
         "metrics": findings.metrics,
         **{name: part for name, part in parts.items() if part},
         "protocol": protocol,
-        "data": job.splits.name,
+        "data": job.name,
         "images": findings.images,
         "seconds": round(seconds, 2),
     }
@@ -100,9 +102,10 @@ def found(
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
     with joined(place), computing_threads(share_of_threads(world.local_size)):
-        splits = together(lambda: open_data(data))
+        # vtab's is a folder of many data sets, which are opened one after another.
+        data = data if protocol == "vtab" else together(lambda: open_data(data))
         learn_from = together(lambda: None if train is None else open_data(train))
-        job = Job(model.to(place), splits, learn_from, wanted, world, threads, cache)
+        job = Job(model.to(place), data, learn_from, wanted, world, threads, cache)
         run = import_module(f"vitkit.workflows.protocols.{PROTOCOLS[protocol]}").run
         return job, together(lambda: run(job))
 

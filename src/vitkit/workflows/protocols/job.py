@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitkit.data.checks import digest
+from vitkit.data.opening import open_data
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Splits, Subset
 from vitkit.errors import VitkitError
@@ -26,12 +29,29 @@ BATCH = 256
 @dataclass(frozen=True)
 class Job:
     model: Model  # on its device
-    splits: Splits  # DATA
+    data: Any  # DATA as it was given, or its splits
     train: Splits | None = None  # where to take shots or neighbours from; None: DATA's own
     options: ProtocolOptions = field(default_factory=ProtocolOptions)
     world: World = field(default_factory=World)  # every process sees all results
     threads: int = 2
     cache: bool = True  # whether to keep features and logits, and to take those that are kept
+
+    @property
+    def splits(self) -> Splits:
+        return open_data(self.data)  # which is opened already, but for vtab
+
+    @property
+    def folder(self) -> Path | None:
+        """DATA where it is one folder."""
+        words = [self.data] if isinstance(self.data, str | Path) else self.data
+        if isinstance(words, list | tuple) and len(words) == 1 and Path(words[0]).is_dir():
+            return Path(words[0])
+        return None
+
+    @property
+    def name(self) -> str:
+        """What DATA is called."""
+        return self.data.name if isinstance(self.data, Splits) else str(self.folder or self.data)
 
     @property
     def scored(self) -> Source:

@@ -39,6 +39,10 @@ class ProtocolOptions:
     to 1/8 of its side."""
     seed: int = 0
     """Corruptions: of their draws."""
+    tasks: str = ""
+    """VTAB: the tasks, with commas between them; all of them by default."""
+    vtab_test: int = 0
+    """VTAB: how many test images of each task are scored; 0 for all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shots", tuple(self.shots))
