@@ -20,10 +20,9 @@ def sentences(found: Inspection) -> tuple[str, ...]:
     if found.distances is not None:
         told += of_distances(found.distances)
     if found.norms is not None:
+        share = f"{found.norms.outliers:.2%} of the" if found.norms.outliers else "no"
         told.append(
-            f"{found.norms.outliers:.2%} of the patch tokens have a norm above "
-            f"{found.norms.threshold:.3g}, far from the rest"
-            + ("" if found.norms.outliers else ": there are no outliers")
+            f"{share} patch tokens have a norm far above the rest (over {found.norms.threshold:.3g})"
         )
     flat = [image.name for image in found.images if image.flow is not None and same(image.flow)]
     if flat:
@@ -33,7 +32,7 @@ def sentences(found: Inspection) -> tuple[str, ...]:
             "nothing about the patches"
         )
     told += of_faithfulness(found.images)
-    return tuple(told)
+    return tuple(f"{text[0].upper()}{text[1:]}." for text in told)
 
 
 def of_positions(found: PositionsFound) -> str:

@@ -140,6 +140,9 @@ def distance_parts(found: DistancesFound | None) -> list[Part]:
     figure, axes = blank(5.2, 3.4)
     heads = found.pixels.shape[1]
     layers = np.repeat(found.layers, heads)
+    if found.untrained is not None:
+        axes.scatter(layers, found.untrained.ravel(), s=14, facecolors="none", edgecolors=MUTED,
+                     label="a head before training")  # fmt: skip
     axes.scatter(layers, found.pixels.ravel(), s=14, color=SERIES[0], label="a head", alpha=0.85)
     axes.axhline(found.uniform, color=MUTED, linestyle="--", linewidth=1.2,
                  label="attention alike everywhere")  # fmt: skip

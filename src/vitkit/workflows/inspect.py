@@ -122,9 +122,9 @@ def readable(model: Model, images: Any, most: int, notes: list[str]) -> list[tup
             found.append((name, image))
     if not found:
         raise VitkitError(f"none of the {len(bad)} images could be read; the first: {bad[0]}")
-    notes += [f"left out, as it cannot be read: {line}" for line in bad]
+    notes += [f"Left out, as it cannot be read: {line}." for line in bad]
     if more:
-        notes.append(f"{more} more images were given than are shown; --show takes more")
+        notes.append(f"{more} more images were given than are shown; --show takes more.")
     return found
 
 
@@ -138,7 +138,7 @@ def of_weights(net: Net, notes: list[str]) -> Inspection:
     try:
         found = replace(found, positions=positions(net))
     except UsageError as error:
-        notes.append(str(error))
+        notes.append(sentence(error))
     if isinstance(net, VisionTransformer | T2TViT):
         notes += notes_on_attention(net)
         return replace(
@@ -148,8 +148,13 @@ def of_weights(net: Net, notes: list[str]) -> Inspection:
     try:
         token_names(net)
     except UsageError as error:
-        notes.append(str(error))
+        notes.append(sentence(error))
     return found
+
+
+def sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def over(
@@ -167,7 +172,7 @@ def over(
     if splits is None:
         if not shown:
             notes.append(
-                "attention distances need images: give IMAGES, or --data DATA to take the mean over"
+                "Attention distances need images: give IMAGES, or --data DATA to take the mean over."
             )
             return None, False
         tensors = torch.stack([image for _, image in shown])
@@ -179,7 +184,7 @@ def over(
     except VitkitError as error:
         if not isinstance(error, DataError | UsageError):
             raise
-        notes.append(f"accuracy by layer is left out: {error}")
+        notes.append(f"Accuracy by layer is left out: {error}.")
 
     def batches() -> Iterable[Batch]:
         for batch in evaluation_batches(source, model.preprocessing, BATCH, threads):
