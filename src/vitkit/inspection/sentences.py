@@ -21,9 +21,8 @@ def sentences(found: Inspection) -> tuple[str, ...]:
         told += of_distances(found.distances)
     if found.norms is not None:
         share = f"{found.norms.outliers:.2%} of the" if found.norms.outliers else "no"
-        told.append(
-            f"{share} patch tokens have a norm far above the rest (over {found.norms.threshold:.3g})"
-        )
+        over = f"{found.norms.threshold:.3g}"
+        told.append(f"{share} patch tokens have a norm far above the rest (over {over})")
     flat = [image.name for image in found.images if image.flow is not None and same(image.flow)]
     if flat:
         told.append(

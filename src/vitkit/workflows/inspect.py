@@ -172,7 +172,7 @@ def over(
     if splits is None:
         if not shown:
             notes.append(
-                "Attention distances need images: give IMAGES, or --data DATA to take the mean over."
+                "Attention distances need images: give IMAGES, or --data DATA for a mean over many."
             )
             return None, False
         tensors = torch.stack([image for _, image in shown])
