@@ -1,12 +1,13 @@
 """attention: the rows of each layer's softmax, read beside a pass that stays as it is."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from written_out import KINDS, WITHOUT, images_for, made, written_out
 
 from vitkit.errors import UsageError
-from vitkit.inspection import attention as inspection
 from vitkit.inspection.attention import (
     attention,
     notes_on_attention,
@@ -15,6 +16,7 @@ from vitkit.inspection.attention import (
     read_by_head,
     recorded,
     token_names,
+    watched,
 )
 from vitkit.models.nets import make
 from vitkit.models.variants import build
@@ -78,7 +80,7 @@ def test_the_row_of_one_token_costs_memory_in_proportion_to_the_tokens(positions
     net = build("ViT-Femto/2", 10, 48, positions=positions).eval()
     tokens, width, heads = net.config.tokens, net.config.width, net.config.heads
     readings = []
-    with torch.no_grad(), inspection.watched(net, [0], readings.append):
+    with torch.no_grad(), watched(net, [0], readings.append):
         net(images_for(net, 1))
     with Largest(readings[0].qkv) as largest:
         readings[0].rows(range(heads), torch.tensor([0]))
@@ -92,7 +94,7 @@ def test_a_batch_is_worked_through_in_parts(monkeypatch):
     net = made("ViT")
     images = images_for(net, 5)
     whole = attention(net, images)
-    monkeypatch.setattr(inspection, "AT_ONCE", 1)
+    monkeypatch.setattr(import_module("vitkit.inspection.attention"), "AT_ONCE", 1)
     torch.testing.assert_close(attention(net, images), whole, rtol=0, atol=1e-6)
 
 
