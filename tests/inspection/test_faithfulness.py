@@ -67,6 +67,15 @@ def test_a_map_that_is_upside_down_is_worse_than_random_ones():
     assert areas(insertion)["map"] < areas(insertion)["random"]
 
 
+def test_the_random_line_is_the_mean_of_five_orders_without_the_maps_own():
+    net, heat = one_cell()
+    deletion, _ = faithfulness(net, torch.ones(3, 6, 8), heat, 1, steps=12)
+    kept = (deletion.lines["random"] - 0.5) / (SURE - 0.5)  # share of the orders that kept the cell
+    np.testing.assert_allclose(5 * kept, (5 * kept).round(), atol=1e-5)
+    assert 0 < kept[6] < 1
+    assert (np.diff(kept) < 1e-5).all()
+
+
 def test_every_cell_counts_alike_where_the_net_reads_all_of_them_alike():
     net = Weighted(torch.ones(6, 8) / 8)
     deletion, _ = faithfulness(net, torch.ones(3, 6, 8), torch.rand(3, 4), 1, steps=12)

@@ -84,12 +84,17 @@ def test_a_standardised_filter_is_shown_as_it_is_applied(name):
 def test_a_t2t_vits_first_layer_reads_squares_of_seven_pixels_channel_by_channel():
     net = small_net(EVERY["T2T-ViT, transformer"])
     with torch.no_grad():
-        net.tokens_to_token.layer1.attention.qkv.weight.zero_()
-        net.tokens_to_token.layer1.norm1.weight.fill_(1)
-        weight = net.tokens_to_token.layer1.attention.qkv.weight.view(-1, 3, 7, 7)
+        layer = net.tokens_to_token.layer1
+        layer.attention.qkv.weight.zero_()
+        layer.norm1.weight.fill_(1)
+        weight = layer.attention.qkv.weight.view(-1, 3, 7, 7)
+        scale = layer.norm1.weight.view(-1, 3, 7, 7)
         weight[0, 2, 1, 5] = 1  # blue, second row, sixth column
+        weight[0, 0, 3, 3] = 2
+        scale[0, 0, 3, 3] = 0.25  # by which the layer norm takes what that weight reads
     picture = filters(net).pictures[0]
-    assert np.unravel_index(picture.argmax(), picture.shape) == (1, 5, 2)
+    assert picture[1, 5, 2] == 1
+    assert picture[3, 3, 0] == pytest.approx(0.5)
 
 
 def test_a_title_says_how_many_of_the_filters_are_shown():

@@ -10,7 +10,6 @@ from vitkit.inspection.result import Filters
 from vitkit.models.axial_resnet import AxialResNet
 from vitkit.models.bit import BiT
 from vitkit.models.nets import Net
-from vitkit.models.std_conv import StdConv2d, standardise
 from vitkit.models.t2t import T2TViT
 from vitkit.models.vit import VisionTransformer
 
@@ -20,9 +19,9 @@ def filters(net: Net, most: int = 28) -> Filters:
 
     Of a ViT the principal components of its patch embedding, as in the paper; of a T2T-ViT those of
     the first layer's keys, queries and values, which read squares of 7 x 7 pixels. Of the other
-    nets, hybrids included, the filters of the first convolution in their own order; where it is
-    standardised, the standardised weights, which are what the images meet. Raises UsageError where
-    `most` is below 1.
+    nets, hybrids included, the filters of the first convolution in their own order. (Where a
+    convolution standardises its filters, their pictures are the same: they are scaled anyway.)
+    Raises UsageError where `most` is below 1.
     """
     if most < 1:
         raise UsageError(f"most is {most}; it is how many filters to show, at least 1")
@@ -47,11 +46,10 @@ def first_layer(net: Net) -> tuple[Tensor, str]:
         return weight, "the first keys, queries and values"
     if isinstance(net, VisionTransformer) and net.stem is None:
         return net.patch_embedding.weight, "the patch embedding"
-    if isinstance(net, VisionTransformer | BiT):
-        root = net.root if isinstance(net, BiT) else net.stem.root.conv  # pyright: ignore
-        assert isinstance(root, StdConv2d)
-        return standardise(root.weight, root.variance_eps, root.std_eps), "the root convolution"
-    if isinstance(net, AxialResNet):
+    if isinstance(net, VisionTransformer):
+        assert net.stem is not None
+        return net.stem.root.conv.weight, "the root convolution"
+    if isinstance(net, BiT | AxialResNet):
         return net.root.weight, "the root convolution"
     first = next(m for m in net.backbone.modules() if isinstance(m, nn.Conv2d))
     return first.weight, "the first convolution"

@@ -29,7 +29,8 @@ def grad_cam(net: Net, images: Tensor, classes: Sequence[int] | Tensor | None = 
     by the mean of the logit's gradient over the places (Eq. 1), and the sum's negative part left
     out (Eq. 2). The map is the last one of BiT, AxialResNet and EfficientNet, what the stem gives
     of a hybrid, and of a ViT and a T2T-ViT the patch tokens that the last block reads: what it
-    gives of them has no gradient where the class token is read.
+    gives of them has no gradient where the class token is read. Tokens have mixed before, so that
+    those maps are noisy; `faithfulness` tells whether one is better than a random one.
 
     The net computes in eval mode; its modes, gradients and requires_grad are left as they were.
     Raises UsageError where the net has no head, or not that class.
