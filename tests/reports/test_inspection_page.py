@@ -1,5 +1,6 @@
 """The page of an inspection."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from vitkit.reports.inspection_image import (
     attention_figures,
     on_grid,
     prefix_shares,
+    query,
     told_apart,
 )
 
@@ -33,8 +35,9 @@ def test_all_that_was_found_is_on_the_page_the_notes_first(tmp_path):
         "-0.910 (untrained: none, since all are equally similar)", "Mean attention distance",
         "33.0 if attention were alike everywhere", "Accuracy by layer", "Histogram of norms",
         "1.23% of 96 patch tokens are outliers", "Attention of the class token to the patches",
+        "Where the class token looks",
         "3 layers, 2 heads", "attention rollout", "attention flow", "Grad-CAM of", "relevance of",
-        "norms of the patch tokens", "Deletion", "Insertion", "Logit lens", ">embedding<",
+        "norms of the patch tokens", "Deletion", "Insertion", "Logit lens", "after so many layers",
         "Nearest images", "no label, cosine 0.900", "runs/base",
     ):  # fmt: skip
         assert words in page, words
@@ -104,10 +107,18 @@ def test_of_many_images_the_first_are_shown(tmp_path):
     assert page.count("<h3>") == IMAGES_SHOWN
 
 
-@pytest.mark.parametrize("rows", [LAYERS, LAYERS + 1])
-def test_the_lens_counts_layers_as_attention_does_and_names_the_embedding(tmp_path, rows):
+@pytest.mark.parametrize(("rows", "numbers"), [(LAYERS, "123"), (LAYERS + 1, "0123")])
+def test_the_lens_counts_the_layers_that_were_gone_through(tmp_path, rows, numbers):
     image = replace(FOUND.images[0], lens=(((HOSTILE, 0.6),),) * rows)
     page = written(tmp_path, replace(FOUND, images=(image,)))
-    assert (">embedding<" in page) == (rows == LAYERS + 1)
-    table = page[page.index("Logit lens") :]
-    assert ">2<" in table and ">3<" not in table
+    table = page[page.index("Logit lens") :].split("</table>")[0]
+    assert re.findall(r'<tr><td class="number">(\d)</td>', table) == list(numbers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("class token", "the class token"), ("patch 3,4", "patch 3,4"), ("all patches", "all patches"),
+     ("", "the query")],
+)  # fmt: skip
+def test_whose_attention_it_is_reads_as_a_sentence(asked, said):
+    assert query(replace(FOUND.images[0], query=asked)) == said

@@ -147,3 +147,10 @@ def test_colours_go_from_the_least_to_the_most():
     assert found.dtype == np.uint8 and found.shape == (2, 2, 3)
     np.testing.assert_array_equal(found[0, 0], [68, 1, 84])  # viridis' first colour
     np.testing.assert_array_equal(found[1, 0], [253, 231, 37])  # and its last
+
+
+def test_values_are_shown_as_people_write_them(tmp_path):
+    facts = {"a": None, "b": True, "c": 12345, "d": 0.123456789, "e": [1, 2.5], "f": {"g": (1, 2)}}
+    page = written(tmp_path, Facts(facts))
+    cells = re.findall("<td>(.*?)</td>", page)
+    assert cells == ["none", "yes", "12,345", "0.123457", "1, 2.5", "g 1, 2"]

@@ -14,16 +14,15 @@ from vitkit.reports.page import Drawings, Fold, Part, Picture, Pictures, Rows, T
 
 def image_parts(key: str, image: ImageFound, found: Inspection) -> list[Part]:
     """`key` begins the names of its figures."""
-    drawn = [
-        *attention_figures(key, image, found.grid, len(found.prefix)),
-        *prefix_figures(key, image, found.prefix),
-        *(curve(f"{key}-curve-{n}", one) for n, one in enumerate(image.faithfulness, start=1)),
-    ]
+    maps = attention_figures(key, image, found.grid, len(found.prefix))
+    maps += prefix_figures(key, image, found.prefix)
+    curves = [curve(f"{key}-curve-{n}", one) for n, one in enumerate(image.faithfulness, start=1)]
     top = Rows(("class", "probability"), [(name, f"{p:.1%}") for name, p in image.top])
     return [
         Pictures(pictures(key, image, found)),
         *([top] if image.top else []),
-        *([Drawings(drawn)] if drawn else []),
+        *([Drawings(maps)] if maps else []),
+        *([Drawings(curves)] if curves else []),
         *prefix_table(image, found.prefix),
         *lens_parts(image, found.depth),
         *neighbour_parts(key, image),
@@ -36,7 +35,7 @@ def pictures(key: str, image: ImageFound, found: Inspection) -> list[Picture]:
     """The image, and heat over it."""
     of = image.relevance_of
     shown: list[tuple[str, np.ndarray | None, str]] = [
-        ("attention", mean_attention(image, found), f"attention of the {query(image)}, layer "
+        ("attention", mean_attention(image, found), f"attention of {query(image)}, layer "
          f"{image.layers[-1] if image.layers else ''}, mean over heads"),
         ("rollout", on_grid(image.rollout, found), "attention rollout"),
         ("flow", on_grid(image.flow, found), "attention flow"),
@@ -60,7 +59,9 @@ def pictures(key: str, image: ImageFound, found: Inspection) -> list[Picture]:
 
 
 def query(image: ImageFound) -> str:
-    return image.query or "query"
+    """Whose attention it is, in a sentence."""
+    name = image.query or "query"
+    return f"the {name}" if name.endswith(("token", "query")) else name
 
 
 def mean_attention(image: ImageFound, found: Inspection) -> np.ndarray | None:
@@ -87,10 +88,10 @@ def attention_figures(
     maps = image.attention[:, :, prefix:].reshape(layers, heads, *grid)
     return [
         tiles(
-            f"{key}-attention", f"Attention of the {query(image)}", maps,
+            f"{key}-attention", f"Attention of {query(image)}", maps,
             rows=image.layers or range(layers), columns=image.heads or range(heads),
             row_name="layer", column_name="head",
-            alt=f"Attention of the {query(image)} to the patches of {image.name}: {layers} layers, "
+            alt=f"Attention of {query(image)} to the patches of {image.name}: {layers} layers, "
                 f"{heads} heads",
             caption="A tile is a head's attention to the patches, from its least (dark) to its "
                     "most." + (" Attention to other tokens is shown apart." if prefix else ""),
@@ -116,7 +117,7 @@ def prefix_figures(key: str, image: ImageFound, prefix: Sequence[str]) -> list[D
     names = [*told_apart(prefix), "patches"]
     series = {name: (layers, shares[:, place]) for place, name in enumerate(names)}
     return [
-        lines(f"{key}-others", f"Where the {query(image)} looks", "layer",
+        lines(f"{key}-others", f"Where {query(image)} looks", "layer",
               "share of attention, mean over heads", series, share=True, from_zero=True,
               whole_x=True)
     ]  # fmt: skip
@@ -140,7 +141,7 @@ def prefix_table(image: ImageFound, prefix: Sequence[str]) -> list[Part]:
         (str(layer), *(f"{share:.1%}" for share in row))
         for layer, row in zip(layers, shares, strict=True)
     ]
-    said = f"Attention of the {query(image)} to tokens that are no patches, by layer"
+    said = f"Attention of {query(image)} to tokens that are no patches, by layer"
     return [Fold(said, [Rows(("layer", *told_apart(prefix), "all patches"), rows)])]
 
 
@@ -150,13 +151,12 @@ def lens_parts(image: ImageFound, depth: int | None) -> list[Part]:
         return []
     most = max(len(row) for row in image.lens)
     # With one row more than there are layers the first is what the layers get.
-    embedded = depth is not None and len(image.lens) == depth + 1
-    names = ["embedding", *map(str, range(depth or 0))] if embedded else None
+    first = 0 if depth is not None and len(image.lens) == depth + 1 else 1
     rows = []
-    for place, layer in enumerate(image.lens):
+    for number, layer in enumerate(image.lens, start=first):
         cells = [f"{name} {share:.1%}" for name, share in layer]
-        rows.append((names[place] if names else str(place), *cells, *[""] * (most - len(cells))))
-    header = ("layer", "likeliest", *(f"{n}." for n in range(2, most + 1)))
+        rows.append((str(number), *cells, *[""] * (most - len(cells))))
+    header = ("after so many layers", "likeliest", *(f"{n}." for n in range(2, most + 1)))
     return [Fold("Logit lens: the class by layer", [Rows(header, rows)], opened=len(rows) <= 13)]
 
 

@@ -221,6 +221,8 @@ def for_people(value: Any) -> Any:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        value = [f"{name} {for_people(inner)}" for name, inner in value.items()]
     if isinstance(value, list | tuple):
         return printable(", ".join(str(for_people(inner)) for inner in value))
     return printable(value) if type(value) is str and not value.isprintable() else value
