@@ -24,3 +24,11 @@ def long(request):
 def long_only(long):
     if not long:
         pytest.skip("in the long version, --rounds N")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tests keep nothing in the cache of whoever runs them, nor take anything from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

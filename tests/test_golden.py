@@ -123,6 +123,7 @@ def test_every_golden_case_is_complete_and_none_of_its_outputs_goes_untested():
     assert {folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} == {
         *CHECKPOINTS, "position-embedding-resize", "few-shot-least-squares",
         "few-shot-least-squares-wide", "learning-rate-schedules", "preprocess-direct-resize",
+        "attention-rollout-and-flow",  # tests/inspection/test_rollout.py and test_flow.py
         "randaugment",  # tests/data/test_randaugment.py
         "corruptions",  # tests/evaluation/test_corruptions.py
         "axial-resnet",  # whose published files nothing reads: tests/models/test_axial_resnet.py

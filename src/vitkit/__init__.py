@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vitkit.workflows.demo import demo as demo
     from vitkit.workflows.evaluate import evaluate as evaluate
     from vitkit.workflows.finetune import finetune as finetune
+    from vitkit.workflows.inspect import inspect as inspect
     from vitkit.workflows.pretrain import pretrain as pretrain
     from vitkit.workflows.sweep import sweep as sweep
 
@@ -23,9 +24,10 @@ FACE = {
     "finetune": "vitkit.workflows.finetune",
     "sweep": "vitkit.workflows.sweep",
     "evaluate": "vitkit.workflows.evaluate",
+    "inspect": "vitkit.workflows.inspect",
     "demo": "vitkit.workflows.demo",
 }
-PACKAGES = ("evaluation", "recipes", "training")  # vitkit.recipes.candidates, and so on
+PACKAGES = ("evaluation", "inspection", "recipes", "training")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "demo",
     "evaluate",
     "finetune",
+    "inspect",
     "load",
     "pretrain",
     "resize_positions",

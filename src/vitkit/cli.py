@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit import __version__, recipes
+from vitkit.cli_compare import compare
 from vitkit.cli_data import data
+from vitkit.cli_evaluate import evaluation_words, show_evaluation
+from vitkit.cli_inspect import inspect
 from vitkit.cli_recipes import show_recipes
 from vitkit.cli_sweep import check_words, sweep
 from vitkit.data.facts import DataFacts
@@ -51,8 +54,10 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit pretrain DATA                       train a net from random weights
   vitkit finetune DATA --from CHECKPOINT     train a checkpoint on other classes
   vitkit plan --recipe NAME                  memory, time and cost, before anything runs
-  vitkit evaluate CHECKPOINT DATA            accuracy on every image, or few-shot
+  vitkit evaluate CHECKPOINT DATA            accuracy, few-shot, k-NN, linear; with -o a report
+  vitkit inspect CHECKPOINT [IMAGES...]      what it has learned and looks at: a page
   vitkit predict CHECKPOINT IMAGES...        classes of files and folders, to CSV or JSON
+  vitkit compare RUN RUN...                  runs side by side, where they differ, -o PAGE.html
   vitkit data check|stats|dedup|split|index  bad images, duplicates, leaks, splits, an index
   vitkit doctor RUN                          what a run can go on from, what is damaged, what to do
 
@@ -250,7 +255,7 @@ def asked_net(words: Pretrain | Plan, argv: list[str]) -> str | None:
     return words.config.model if "--model" in argv else None
 
 
-def check_gpus(words: Pretrain) -> None:
+def check_gpus(words: Pretrain | Evaluate) -> None:
     if words.gpus is not None and words.gpus < 1:
         raise UsageError(f"--gpus is {words.gpus}; it must be at least 1")
     if words.gpus is not None and not alone() and os.environ["WORLD_SIZE"] != str(words.gpus):
@@ -369,31 +374,20 @@ def plan(argv: list[str]) -> Any:
 
 
 def evaluate(argv: list[str]) -> Any:
-    words = parse(Evaluate(), "evaluate", argv)
-    require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or a file of weights")
-    require(words.data, "evaluate", "DATA, images as docs/data.md lists them, or 'digits'")
-    if words.train and words.protocol != "few-shot":
-        raise UsageError("--train is where few-shot takes its shots from; add --protocol few-shot")
+    words = evaluation_words(argv)
+    check_gpus(words)
+    if words.gpus and alone():
+        from vitkit.training.precision import choose_device
+        from vitkit.training.world import start
+
+        for rank in range(words.gpus):
+            choose_device(words.device, rank)
+        raise SystemExit(start(run, ["evaluate", *argv], words.gpus))
     from vitkit.prediction.model import load
-    from vitkit.reports.classes import print_recalls
-    from vitkit.workflows.evaluate import evaluate
 
     model = load(words.checkpoint)
     say_assumed(model)
-    result = evaluate(
-        model, words.data, words.protocol, train=words.train or None, device=words.device,
-        **asdict(words.options),
-    )  # fmt: skip
-    metrics = {name: value for name, value in result["metrics"].items() if name != "images"}
-    width = max(map(len, metrics), default=0)
-    for name, value in metrics.items():
-        print(f"{name:{width}}  " + (f"{value:.4f}" if name == "loss" else f"{value:.2%}"))
-    if "class_recall" in result:
-        several = "mean_average_precision" in metrics
-        print_recalls(result["class_recall"], result["class_images"], several)
-    print(f"{result['images']:,} images of {result['data']} in {result['seconds']:.0f} seconds")
-    print(f"Next: vitkit predict {words.checkpoint} IMAGES/ -o predictions.csv")
-    return words, result
+    return words, show_evaluation(words, model, speaks())
 
 
 def predict(argv: list[str]) -> Any:
@@ -468,7 +462,9 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "finetune": finetune,
     "plan": plan,
     "evaluate": evaluate,
+    "inspect": inspect,
     "predict": predict,
+    "compare": compare,
     "data": data,
     "doctor": doctor,
 }

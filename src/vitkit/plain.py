@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import json
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -65,8 +67,8 @@ def load(kind: type[T], stem: Path) -> T:
     try:
         tree = json.loads(stem.with_name(stem.name + ".json").read_text(encoding="utf-8"))
         with np.load(stem.with_name(stem.name + ".npz"), allow_pickle=False) as arrays:
-            return from_tree(kind, tree, dict(arrays))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return from_tree(kind, tree, arrays)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile) as error:
         raise VitkitError(f"{stem}.json and .npz hold no {kind.__name__}: {error}") from error
 
 
@@ -88,7 +90,7 @@ def to_tree(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def from_tree(kind: Any, tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+def from_tree(kind: Any, tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """A value of the annotated type."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):

@@ -12,6 +12,7 @@ import tyro
 
 from vitkit.errors import UsageError, named
 from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, override
+from vitkit.workflows.inspect_options import InspectOptions
 from vitkit.workflows.protocols.options import ProtocolOptions
 
 
@@ -23,6 +24,24 @@ def shown(metavar: str, **more: Any) -> Any:
 Device = Annotated[str, tyro.conf.arg(metavar="{auto,cpu,cuda,mps}")]
 Text = Annotated[str | None, shown("STR")]
 Data = Annotated[tuple[str, ...], tyro.conf.Positional, shown("DATA...")]
+
+
+SPELLING = (
+    tyro.constructors.ConstructorRegistry()
+)  # of types that tyro would take several words for
+
+
+@SPELLING.primitive_rule
+def numbers(kind: Any) -> Any:
+    """Several whole numbers are one word: 1,5,10."""
+    if kind.type != tuple[int, ...]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="N,N,...",
+        instance_from_str=lambda words: tuple(int(word) for word in words[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,15 +178,56 @@ class Evaluate(Computing):
     """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
     data: Data = ()
     """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
-    protocol: Literal["top-k", "few-shot", "real", "corruptions", "translations"] = "top-k"
-    """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class;
-    real: by ImageNet's ReaL labels; corruptions: of noisy, blurred and other bad pictures;
-    translations: of pictures moved by a few pixels."""
+    protocol: Literal[
+        "top-k", "few-shot", "knn", "linear", "real", "corruptions", "translations", "vtab"
+    ] = "top-k"
+    """top-k: accuracy of the net's own head; few-shot: least squares on a few images of each class;
+    knn: the vote of the nearest training images; linear: logistic regression; real: by ImageNet's
+    ReaL labels; corruptions: of noisy, blurred and other bad pictures; translations: of pictures
+    moved by a few pixels; vtab: the 19 tasks of VTAB-1k in the folder DATA."""
     train: tuple[str, ...] = ()
-    """Few-shot: where to take the shots from; by default DATA's training images."""
+    """Where few-shot, knn and linear learn from; by default DATA's training images."""
+    out: Annotated[str | None, shown("PAGE.html", aliases=["-o"])] = None
+    """Write a report there, or a folder with report.html; what was found lies beside it."""
+    cache: bool = True
+    """Keep features and logits, and take those that are kept; --no-cache computes them anew."""
+    gpus: Annotated[int | None, shown("N")] = None
+    """Share the work among N processes of this machine, a GPU each (with --device cpu, cores)."""
     options: Annotated[ProtocolOptions, tyro.conf.arg(name="")] = field(
         default_factory=ProtocolOptions
     )
+
+
+@dataclass(frozen=True)
+class Inspect(Computing):
+    """Open a net: its filters and positions, and what it looks at in images. Writes report.html,
+    with all numbers beside it as report.json and report.npz."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, shown("CHECKPOINT")] = ""
+    """A bundle, a run, or any other checkpoint: docs/checkpoints.md."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, shown("[IMAGES...]")] = ()
+    """Files and folders to look into."""
+    data: tuple[str, ...] = ()
+    """DATA whose images attention distances are means over, and whose training images are searched
+    for the nearest neighbours of IMAGES: docs/data.md."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR|FILE.html", aliases=["-o"])] = "runs/inspect"
+    """Where to write; a number is added to a folder that is in use."""
+    figures: Annotated[str | None, shown("DIR")] = None
+    """Write every figure there as well, as PNG and SVG."""
+    options: Annotated[InspectOptions, tyro.conf.arg(name="")] = field(
+        default_factory=InspectOptions
+    )
+
+
+@dataclass(frozen=True)
+class Compare(Common):
+    """Runs and saved evaluations side by side: metrics, curves, what differs in their configs,
+    speed, memory, whether they are of the same data."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, shown("RUN RUN...")] = ()
+    """Run directories, or the NAME.json that vitkit evaluate -o wrote."""
+    out: Annotated[str | None, shown("FILE.html", aliases=["-o"])] = None
+    """Write a page with the curves as well."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +362,7 @@ def parse(default: Any, verb: str, argv: list[str]) -> Any:
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             return tyro.cli(
-                type(default), prog=f"vitkit {verb}", args=argv, default=default,
+                type(default), prog=f"vitkit {verb}", args=argv, default=default, registry=SPELLING,
             )  # fmt: skip
     except SystemExit as stop:
         if stop.code == 0:  # --help
@@ -322,7 +382,10 @@ def parse(default: Any, verb: str, argv: list[str]) -> Any:
 def help_of(default: Any, verb: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        tyro.cli(type(default), prog=f"vitkit {verb}", args=["--help"], default=default)
+        tyro.cli(
+            type(default), prog=f"vitkit {verb}", args=["--help"], default=default,
+            registry=SPELLING,
+        )  # fmt: skip
     return output.getvalue()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vitkit
+from vitkit.data.facts import DataFacts
 from vitkit.data.opening import digits
 from vitkit.data.source import ArraySource
 from vitkit.data.transforms import Preprocessing
@@ -17,9 +18,9 @@ from vitkit.models import cost
 from vitkit.models.nets import make_meta
 from vitkit.models.variants import VARIANTS
 from vitkit.prediction.model import Model
-from vitkit.recipes import FINETUNE, PRETRAIN, finetuning, planning, pretraining
+from vitkit.recipes import FINETUNE, PRETRAIN, as_written, finetuning, planning, pretraining
 from vitkit.recipes.recipe import IMAGENET
-from vitkit.training.config import flat
+from vitkit.training.config import TrainConfig, flat
 from vitkit.workflows.pretrain import net_config
 
 OF_THE_PAPER = ("ViT-B/32", "ViT-B/16", "ViT-L/32", "ViT-L/16", "ViT-H/14", "R50+ViT-B/32",
@@ -181,3 +182,14 @@ def test_a_recipe_says_nothing_about_the_machine():
 def test_recipes_need_no_torch():
     code = "import sys, vitkit.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_run_was_told_by_its_recipe_can_be_had_again():
+    facts = DataFacts(images=1000, classes=10, side=32)
+    made = pretraining("quickstart", facts)
+    changed = replace(made, seed=7, batch_size=16)
+    assert as_written("pretrain", changed, facts) == made
+    tuned = finetuning("table4-cifar", facts, "ViT-B/16", (224, 224))
+    assert as_written("finetune", replace(tuned, steps=3), facts) == tuned
+    assert as_written("pretrain", TrainConfig(), facts) is None  # of no recipe
+    assert as_written("finetune", replace(made, recipe="jft-vit-b"), facts) is None

@@ -7,7 +7,8 @@ import pytest
 
 import vitkit
 from vitkit.reports.classes import OfClass
-from vitkit.reports.training import write_report
+from vitkit.reports.training import differences_of, line_of, write_report
+from vitkit.training.config import TrainConfig, to_json
 
 
 def test_what_went_wrong_is_in_the_report_and_damaged_lines_are_passed_over(tmp_path):
@@ -28,7 +29,7 @@ def test_what_went_wrong_is_in_the_report_and_damaged_lines_are_passed_over(tmp_
 def test_the_recall_of_each_class_is_a_table_the_lowest_first(tmp_path):
     run = vitkit.pretrain("digits", out=tmp_path / "run", steps=4, batch_size=16, quiet=True)
     page = (run.folder / "report.html").read_text()
-    rows = re.findall(r"<tr><td>(\d)</td>\n<td .*?>([\d.]+)%</td>\n<td .*?>(\d+)</td>", page)
+    rows = re.findall(r"<tr><td.*?>(\d)</td>\n<td .*?>([\d.]+)%</td>\n<td .*?>(\d+)</td>", page)
     assert {name: int(images) for name, _, images in rows} == run.class_images
     shares = [float(share) for _, share, _ in rows]
     assert shares == sorted(shares)
@@ -42,3 +43,43 @@ def test_names_of_classes_are_text_in_the_report(tmp_path):
     page = write_report(run.folder, many, several=True).read_text()
     assert "&lt;b&gt;29" in page and "<b>" not in page
     assert "<details><summary>mean 50.00% of 30 labels" in page  # of many it is opened by a click
+
+
+def test_what_differs_from_the_recipe_comes_first_then_the_whole_config(tmp_path):
+    run = vitkit.pretrain(
+        "digits", out=tmp_path / "run", steps=4, batch_size=16, quiet=True, learning_rate=0.5
+    )
+    page = (run.folder / "report.html").read_text()
+    said = "What differs from what the recipe quickstart says for these data and this net"
+    table, whole = page[page.index(said) :].split("The whole config")
+    rows = re.findall(r"<tr><td.*?>(.*?)</td>\n<td.*?>(.*?)</td>\n<td.*?>(.*?)</td>", table)
+    assert ("optimizer.learning_rate", "0.001", "0.5") in rows
+    assert ("steps", "none", "4") in rows and ("batch_size", "64", "16") in rows
+    assert {name for name, _, _ in rows} <= {
+        "optimizer.learning_rate", "steps", "batch_size", "epochs",
+    }  # fmt: skip
+    assert "schedule.warmup_share" in whole
+
+
+def test_a_run_as_its_recipe_says_tells_so(tmp_path):
+    run = vitkit.pretrain("digits", out=tmp_path / "run", steps=4, batch_size=16, quiet=True)
+    recipe = TrainConfig()
+    config = json.loads((run.folder / "config.json").read_text())
+    config["config"] = json.loads(json.dumps(to_json(recipe)))
+    (run.folder / "config.json").write_text(json.dumps(config))
+    page = write_report(run.folder, recipe=recipe).read_text()
+    assert "As the recipe custom says for these data and this net." in page
+    assert "What differs" not in write_report(run.folder).read_text()  # without a recipe
+
+
+def test_many_points_are_drawn_as_means_of_neighbours():
+    records = [{"step": n + 1, "kind": "train", "loss": float(n % 2)} for n in range(5000)]
+    steps, losses = line_of(records, "train", "loss")
+    assert len(steps) <= 800 and steps[-1] == 5000
+    assert losses[0] == pytest.approx(3 / 7)
+    assert line_of(records, "train", "memory_bytes") == ([], [])
+
+
+def test_fields_of_another_version_make_no_difference():
+    old, new = {"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": (1, 3), "d": 5}}
+    assert differences_of({"old": old, "new": new}) == {"b.c": ["1 2", "1 3"]}

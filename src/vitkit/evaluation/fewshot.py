@@ -17,6 +17,8 @@ from vitkit.errors import VitkitError
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
 L2 = 2.0**10  # big_vision's; the paper's is unpublished
+SWEEP = tuple(2.0**power for power in range(-10, 21, 2))  # penalties to choose from
+AT_ONCE = 4096  # images whose scores are held at once
 BIAS = 100.0  # the constant feature appended; it lies inside the penalty
 
 
@@ -62,11 +64,17 @@ def least_squares_accuracy(
     strengths = np.atleast_1d(np.asarray(l2, np.float64))
     accuracies = np.array(
         [
-            np.mean(classes[np.argmax(x_test @ weights, axis=1)] == np.asarray(test_labels))
+            np.mean(classes[best_rows(x_test, weights)] == np.asarray(test_labels))
             for weights in ridge(x, targets, strengths)
         ]
     )
     return float(accuracies[0]) if np.ndim(l2) == 0 else accuracies
+
+
+def best_rows(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(N,) the column of x @ weights that is largest, with few rows' scores held at once."""
+    parts = (x[n : n + AT_ONCE] @ weights for n in range(0, len(x), AT_ONCE))
+    return np.concatenate([part.argmax(axis=1) for part in parts])
 
 
 def standardised(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -98,27 +106,50 @@ def few_shot(
     seeds: Sequence[int] = SEEDS,
     l2: float = L2,
 ) -> dict[str, float]:
-    """{"1shot": ..., "5shot": ...}: accuracy with that many training images of each class.
+    """{"1shot": ..., "5shot": ...}: accuracy with that many training images of each class, the
+    means over the seeds of `few_shot_accuracies`."""
+    found = few_shot_accuracies(
+        train_features, train_labels, test_features, test_labels, shots, seeds, [l2]
+    )
+    return {f"{shot}shot": float(values.mean()) for shot, values in found.items()}
 
-    Means over the seeds. A seed permutes each class once, and more shots contain the fewer ones.
-    Shots that some class has not enough images for are left out; VitkitError if none is left.
+
+def few_shot_accuracies(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    l2: Sequence[float],
+) -> dict[int, np.ndarray]:
+    """For each number of shots (seeds, penalties) accuracies.
+
+    A seed permutes each class once, and more shots contain the fewer ones. Shots that some class
+    has not enough images for are left out; VitkitError if none is left.
     """
     train_labels = np.asarray(train_labels)
     classes = np.unique(train_labels)
-    smallest = int(min(np.sum(train_labels == label) for label in classes))
-    possible = [shot for shot in shots if shot <= smallest]
-    if not possible:
-        raise VitkitError(
-            f"few-shot: the smallest class has {smallest} training images; {min(shots)} are needed"
-        )
-    results: dict[str, list[float]] = {f"{shot}shot": [] for shot in possible}
+    possible = possible_shots(train_labels, shots)
+    found: dict[int, list[np.ndarray]] = {shot: [] for shot in possible}
     for seed in seeds:
         random = np.random.default_rng(seed)
         order = [random.permutation(np.flatnonzero(train_labels == label)) for label in classes]
         for shot in possible:
             chosen = np.concatenate([members[:shot] for members in order])
-            accuracy = least_squares_accuracy(
+            accuracies = least_squares_accuracy(
                 train_features[chosen], train_labels[chosen], test_features, test_labels, l2
             )
-            results[f"{shot}shot"].append(accuracy)
-    return {name: float(np.mean(values)) for name, values in results.items()}
+            found[shot].append(accuracies)
+    return {shot: np.stack(values) for shot, values in found.items()}
+
+
+def possible_shots(labels: np.ndarray, shots: Sequence[int]) -> list[int]:
+    """Those that every class has images for. VitkitError if none is left."""
+    smallest = int(np.unique(labels, return_counts=True)[1].min())
+    possible = [shot for shot in shots if shot <= smallest]
+    if not possible:
+        raise VitkitError(
+            f"few-shot: the smallest class has {smallest} training images; {min(shots)} are needed"
+        )
+    return possible

@@ -22,7 +22,7 @@ AS_PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # pix
 
 
 def usual_distances(side: int) -> tuple[int, ...]:
-    """Pixels of the net's input, up to 1/8 of its side: all, or where those are many doublings."""
+    """Pixels of the net's input, up to 1/8 of its side: all of at most 8, of more doublings."""
     most = max(1, side // SHARE)
     if most <= 8:
         return tuple(range(1, most + 1))

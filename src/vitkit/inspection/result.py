@@ -25,12 +25,13 @@ class Filters:
 class PositionsFound:
     """How alike the position embeddings are (Figure 7, centre)."""
 
-    kind: str  # the config's: "1d", "2d", "sincos2d"
+    kind: str  # the config's: "1d", "2d", "sincos2d"; or T2T-ViT's "sincos1d"
     similarity: np.ndarray  # (N, N) float32 cosine; row n reshaped to the grid is patch n's tile
-    rows: float  # Spearman's correlation of distance and similarity, between patches of one row
-    columns: float  # and of one column
+    rows: float  # Spearman's correlation of distance and similarity, between patches of one row;
+    columns: float  # and of one column; NaN where there is none
     untrained_rows: float  # the same of fresh positions of this architecture
     untrained_columns: float
+    note: str = ""  # a sentence: what these positions do not say
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class DistancesFound:
     pixels: np.ndarray  # (L, h) of the input image, mean over queries and images
     uniform: float  # pixels, what attention that is equal everywhere would have
     images: int
+    untrained: np.ndarray | None = None  # (L, h), of the same net with fresh weights
 
 
 @dataclass(frozen=True)

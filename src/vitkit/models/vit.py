@@ -49,10 +49,7 @@ class VisionTransformer(nn.Module):
         self.initialise()
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, K)
-        if self.head_distillation is None:
-            return self.head(self.features(images))
-        tokens = self.norm(self.encode(images))
-        return (self.head(tokens[:, 0]) + self.head_distillation(tokens[:, 1])) / 2  # DeiT
+        return self.classify(self.encode(images))
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): what the final linear layer reads.
@@ -60,7 +57,17 @@ class VisionTransformer(nn.Module):
         With pooling "token+mean" they are (B, 2 D); with a distillation token the mean of what the
         two heads read.
         """
-        x = self.encode(images)
+        return self.summary(self.encode(images))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, D) as the last block gives them -> logits (B, K)."""
+        if self.head_distillation is None:
+            return self.head(self.summary(x))
+        tokens = self.norm(x)
+        return (self.head(tokens[:, 0]) + self.head_distillation(tokens[:, 1])) / 2  # DeiT
+
+    def summary(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, D) as the last block gives them -> features (B, D), or (B, 2 D)."""
         if self.config.norm_after_pool:
             pooled = self.norm(self.pooled(x))
         else:

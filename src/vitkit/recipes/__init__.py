@@ -111,6 +111,20 @@ def planning(
     return finetuning(name, facts, net, (224, 224), any_net)
 
 
+def as_written(verb: str, config: TrainConfig, facts: DataFacts) -> TrainConfig | None:
+    """What the recipe that a config came from says for these data and the config's net.
+
+    Of fine-tuning it is told the config's own image size. None where there is no such recipe, as
+    for a config of one's own.
+    """
+    try:
+        if verb == "pretrain":
+            return pretraining(config.recipe, facts, config.model, any_net=True)
+        return finetuning(config.recipe, facts, config.model, config.image_size, any_net=True)
+    except UsageError:
+        return None
+
+
 def candidates(
     name: str, facts: DataFacts, model: str, image_size: tuple[int, int], any_net: bool = False
 ) -> list[tuple[str, TrainConfig]]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from vitkit.prediction.model import Prediction
-from vitkit.reports.training import draw_accuracy, draw_loss, read_metrics
+from vitkit.reports.training import evaluations, read_metrics
+from vitkit.training.log import headline
+
+TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
 
 
 def draw_demo(
@@ -38,6 +44,26 @@ def draw_demo(
     draw_similarity(figure.add_subfigure(below[0]), similarity, grid)
     draw_predictions(figure.add_subfigure(below[1]), shown)
     figure.savefig(path, dpi=110)
+
+
+def draw_loss(axes: Axes, records: list[dict[str, Any]], title: str = "Loss") -> None:
+    for kind, label, colour in (("train", "training", TRAIN), ("evaluation", "held out", HELD_OUT)):
+        chosen = [r for r in records if r["kind"] == kind]
+        mark = "." if kind == "evaluation" or len(chosen) < 3 else None
+        axes.plot([r["step"] for r in chosen], [r["loss"] for r in chosen], color=colour,
+                  label=label, marker=mark)  # fmt: skip
+    axes.set(title=title, xlabel="step", ylabel="cross-entropy", ylim=(0, None))
+    axes.legend(frameon=False)
+
+
+def draw_accuracy(axes: Axes, records: list[dict[str, Any]], title: str = "Accuracy") -> None:
+    chosen = evaluations(records)
+    values = [headline(r)[1] for r in chosen]
+    what = headline(chosen[0])[0] if chosen else "top-1"
+    axes.plot([r["step"] for r in chosen], values, color=HELD_OUT, marker=".")
+    axes.set(title=title, xlabel="step", ylabel=f"{what} on held-out images", ylim=(0, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
 
 
 def draw_few_shot(axes, few_shot: dict[str, tuple[float, float]]) -> None:

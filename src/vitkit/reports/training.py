@@ -2,93 +2,67 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, select_autoescape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
-from vitkit.files import write_whole
 from vitkit.reports.classes import OfClass
+from vitkit.reports.drawing import Drawing
+from vitkit.reports.figures import lines
+from vitkit.reports.page import Drawings, Facts, Fold, Part, Rows, Section, Text, write_page
+from vitkit.training.config import TrainConfig, to_json
 from vitkit.training.log import bound_by, headline
 
-TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem .2rem 0;
-       text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }
-td.number, th.number { text-align: right } summary { cursor: pointer }
-svg { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p>{{ summary }}</p>
-{{ figure | safe }}
-{% if classes %}
-<h2>Recall of each {{ class }}</h2>
-<details{% if classes|length <= 20 %} open{% endif %}><summary>{{ mean }}; lowest first</summary>
-<table><tr><th>{{ class }}</th><th class="number">{{ recall }}</th>
-<th class="number">held-out images</th></tr>
-{% for row in classes %}<tr><td>{{ row.name }}</td>
-<td class="number">{{ "{:.2%}".format(row.recall) }}</td>
-<td class="number">{{ "{:,}".format(row.images) }}</td></tr>
-{% endfor %}</table></details>{% endif %}
-{% for heading, rows in tables.items() %}
-<h2>{{ heading }}</h2>
-<table>{% for name, value in rows.items() %}
-<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}
-</table>{% endfor %}
-</body></html>
-"""
+POINTS = 800  # of a line; of more, means of neighbours are drawn
+OPENED = 20  # classes; a longer table is folded
+GIB = 2**30
 
 
-def write_report(run: Path, classes: Sequence[OfClass] = (), several: bool = False) -> Path:
+def write_report(
+    run: Path,
+    classes: Sequence[OfClass] = (),
+    several: bool = False,
+    recipe: TrainConfig | None = None,
+    figures: Path | None = None,
+) -> Path:
     """Write report.html from a run's config.json and metrics.jsonl.
 
     `classes` are those of the best evaluation, the lowest recall first; with `several` they are
-    labels, of which an image may have several.
+    labels, of which an image may have several. `recipe` is what the run's recipe says for its data
+    and net; what the run does otherwise is then shown. Every figure is also written into the folder
+    `figures`, as PNG and SVG.
     """
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     records = read_metrics(run)
-    evaluations = [r for r in records if r["kind"] == "evaluation"]
-    best = max(evaluations, key=lambda r: headline(r)[1])
+    best = max(evaluations(records), key=lambda r: headline(r)[1])
     what, value = headline(best)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_loss(left, records)
-    draw_accuracy(right, records)
     data = config["data"]
     early = next((r for r in records if r["kind"] == "early_stop"), None)
-    page = Environment(autoescape=select_autoescape(default=True)).from_string(PAGE).render(
-        title=f"{config['kind']} of {config['config']['model']} on {data['name']}",
-        summary=f"Best {what} {value:.2%} on {best['images']:,} held-out images, at step "
+    facts = {k: v for k, v in data.items() if k != "class_names"}
+    facts["classes"] = f"{len(data['class_names']):,}"
+    names = ", ".join(data["class_names"])
+    sections = [
+        Section("Curves", [Drawings(draw_run(records))]),
+        Section("Incidents", incidents(records)),
+        Section(f"Recall of each {'label' if several else 'class'}", recalls(classes, several)),
+        Section("Best evaluation", [Facts({k: v for k, v in best.items() if k != "kind"})]),
+        Section("Speed (medians)", speed(records)),
+        Section("Config", config_parts(config["config"], recipe)),
+        Section("Data", [Facts(facts), Fold("Names of the classes", [Text(names)])]),
+        Section("Machine", [Facts(config["resolved"], "Chosen on this machine"),
+                            Facts(config["versions"], "Versions")]),
+    ]  # fmt: skip
+    return write_page(
+        run / "report.html",
+        f"{config['kind']} of {config['config']['model']} on {data['name']}",
+        f"Best {what} {value:.2%} on {best['images']:,} held-out images, at step "
         f"{best['step']:,} of {config['resolved']['steps']:,}." + ended_early(early),
-        figure=as_svg(figure),
-        classes=classes,
-        **heads(classes, several),
-        tables={
-            "Best evaluation": {k: v for k, v in best.items() if k != "kind"},
-            **incidents(records),
-            **speed(records),
-            "Data": {k: v for k, v in data.items() if k != "class_names"}
-            | {"classes": ", ".join(data["class_names"])},
-            "Chosen on this machine": config["resolved"],
-            "Config": config["config"],
-            "Versions": config["versions"],
-        },
-    )  # fmt: skip
-    write_whole(run / "report.html", page)
-    return run / "report.html"
+        sections,
+        figures,
+    )
 
 
 def ended_early(record: dict[str, Any] | None) -> str:
@@ -100,15 +74,20 @@ def ended_early(record: dict[str, Any] | None) -> str:
     )
 
 
-def heads(classes: Sequence[OfClass], several: bool) -> dict[str, str]:
-    """The words of the table of classes."""
-    mean = sum(row.recall for row in classes) / max(1, len(classes))
+def recalls(classes: Sequence[OfClass], several: bool) -> list[Part]:
+    """The table of classes, folded where it is long."""
+    if not classes:
+        return []
+    mean = sum(row.recall for row in classes) / len(classes)
     kind, kinds = ("label", "labels") if several else ("class", "classes")
     recall = "recall, sigmoid above 0.5" if several else "recall"
-    return {"class": kind, "recall": recall, "mean": f"mean {mean:.2%} of {len(classes):,} {kinds}"}
+    rows = [(row.name, f"{row.recall:.2%}", f"{row.images:,}") for row in classes]
+    summary = f"mean {mean:.2%} of {len(classes):,} {kinds}; lowest first"
+    table = Rows((kind, recall, "held-out images"), rows)
+    return [Fold(summary, [table], opened=len(classes) <= OPENED)]
 
 
-def incidents(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+def incidents(records: list[dict[str, Any]]) -> list[Part]:
     """A table of what went wrong and was seen to, where something did."""
     rows = {}
     for record in records:
@@ -120,17 +99,70 @@ def incidents(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
                 f"the loss shot up; back to step {record['step']:,}, without batches {first:,} to "
                 f"{last:,}"
             )
-    return {"Incidents": rows} if rows else {}
+    return [Facts(rows)] if rows else []
 
 
-def speed(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """A table of how fast the run was, and whether data or computing held it up."""
+def speed(records: list[dict[str, Any]]) -> list[Part]:
+    """How fast the run was, and whether data or computing held it up."""
     train = [r for r in records if r["kind"] == "train" and "data_share" in r]
     if not train:
-        return {}
-    images = median(r["images_per_second"] for r in train)
-    share = median(r["data_share"] for r in train)
-    return {"Speed (medians)": {"images a second": f"{images:,.0f}", "bound by": bound_by(share)}}
+        return []
+    rows = {
+        "images a second": f"{median(r['images_per_second'] for r in train):,.0f}",
+        "bound by": bound_by(median(r["data_share"] for r in train)),
+    }
+    memory = [r["memory_bytes"] for r in train if r.get("memory_bytes")]
+    if memory:
+        rows["memory, at most"] = f"{max(memory) / GIB:.2f} GiB"
+    return [Facts(rows)]
+
+
+def config_parts(config: dict[str, Any], recipe: TrainConfig | None) -> list[Part]:
+    """What differs from the recipe, then all."""
+    whole = Fold("The whole config", [Facts(flat_json(config))])
+    if recipe is None:
+        return [whole]
+    found = differences_of({"recipe": to_json(recipe), "here": config})
+    rows = [(name, *values) for name, values in found.items() if name != "recipe"]
+    if not rows:
+        return [Text(f"As the recipe {recipe.recipe} says for these data and this net."), whole]
+    said = f"What differs from what the recipe {recipe.recipe} says for these data and this net"
+    return [Rows(("field", "recipe", "here"), rows, said), whole]
+
+
+def differences_of(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Field by its dotted name: its value in each config, where they are not all the same.
+
+    A field that one of them, of another version, has not is "" there and makes no difference.
+    """
+    flat = [flat_json(config) for config in configs.values()]
+    names = dict.fromkeys(name for config in flat for name in config)
+    found = {
+        name: [spelt(config[name]) if name in config else "" for config in flat] for name in names
+    }
+    return {name: row for name, row in found.items() if len({*row} - {""}) > 1}
+
+
+def flat_json(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every field of a config by its dotted name."""
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            values.update(flat_json(value, f"{prefix}{name}."))
+        else:
+            values[prefix + name] = value
+    return values
+
+
+def spelt(value: Any) -> str:
+    """As the command line takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(spelt, value)) or "none"
+    return str(value)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -144,28 +176,44 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def draw_loss(axes: Axes, records: list[dict[str, Any]], title: str = "Loss") -> None:
-    for kind, label, colour in (("train", "training", TRAIN), ("evaluation", "held out", HELD_OUT)):
-        chosen = [r for r in records if r["kind"] == kind]
-        mark = "." if kind == "evaluation" or len(chosen) < 3 else None
-        axes.plot([r["step"] for r in chosen], [r["loss"] for r in chosen], color=colour,
-                  label=label, marker=mark)  # fmt: skip
-    axes.set(title=title, xlabel="step", ylabel="cross-entropy", ylim=(0, None))
-    axes.legend(frameon=False)
+def evaluations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [r for r in records if r["kind"] == "evaluation"]
 
 
-def draw_accuracy(axes: Axes, records: list[dict[str, Any]], title: str = "Accuracy") -> None:
-    chosen = [r for r in records if r["kind"] == "evaluation"]
-    values = [headline(r)[1] for r in chosen]
-    what = headline(chosen[0])[0] if chosen else "top-1"
-    axes.plot([r["step"] for r in chosen], values, color=HELD_OUT, marker=".")
-    axes.set(title=title, xlabel="step", ylabel=f"{what} on held-out images", ylim=(0, 1.02))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(alpha=0.3)
+def line_of(
+    records: list[dict[str, Any]], kind: str, name: str, unit: float = 1
+) -> tuple[list[float], list[float]]:
+    """(steps, values) of what was recorded; of very many points means of neighbours."""
+    chosen = [r for r in records if r["kind"] == kind and r.get(name) is not None]
+    every = -(-len(chosen) // POINTS) or 1
+    groups = [chosen[at : at + every] for at in range(0, len(chosen), every)]
+    steps = [float(group[-1]["step"]) for group in groups]
+    return steps, [sum(r[name] / unit for r in group) / len(group) for group in groups]
 
 
-def as_svg(figure: Figure) -> str:
-    """The figure as an <svg> element to put into a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+def draw_run(records: list[dict[str, Any]]) -> list[Drawing]:
+    """What changed over the steps."""
+    scored = evaluations(records)
+    what = headline(scored[0])[0] if scored else "top-1"
+    steps = [r["step"] for r in scored]
+    by_name = {what: (steps, [headline(r)[1] for r in scored])}
+    if what == "top-1" and scored and "top5" in scored[0]:
+        by_name["top-5"] = (steps, [r.get("top5", float("nan")) for r in scored])
+    losses = {
+        "training": line_of(records, "train", "loss"),
+        "held out": line_of(records, "evaluation", "loss"),
+    }
+    drawn = [
+        lines("loss", "Loss", "step", "cross-entropy", losses, from_zero=True),
+        lines("accuracy", "On held-out images", "step", "share", by_name, share=True,
+              from_zero=True),
+    ]  # fmt: skip
+    for name, title, y_name, field, unit in (
+        ("learning-rate", "Learning rate", "learning rate", "learning_rate", 1),
+        ("throughput", "Speed", "images a second", "images_per_second", 1),
+        ("memory", "Memory", "GiB", "memory_bytes", GIB),
+    ):
+        line = line_of(records, "train", field, unit)
+        if line[0]:
+            drawn.append(lines(name, title, "step", y_name, {y_name: line}, from_zero=True))
+    return drawn

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from vitkit.checkpoints.bundle import Bundle, write_bundle
 from vitkit.data.pipeline import Batch, TrainingStream, evaluation_batches
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import UsageError
+from vitkit.errors import UsageError, VitkitError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
 from vitkit.prediction.model import Model, load
+from vitkit.recipes import as_written
 from vitkit.reports.classes import by_name, lowest_first
 from vitkit.reports.plans import in_words
 from vitkit.reports.training import write_report
@@ -153,7 +154,7 @@ def train_run(
                 train_into(
                     folder, kind, setup, state, net_config, stream, task, parent, said, quiet
                 )
-            from_main(lambda: report(folder, state.best, task))
+            from_main(lambda: report(folder, kind, config, state.best, task))
         finally:
             unlock(opened.folder)
     return Run(
@@ -162,12 +163,13 @@ def train_run(
     )  # fmt: skip
 
 
-def report(folder: Path, best: dict[str, Any], task: Task) -> None:
+def report(folder: Path, kind: str, config: TrainConfig, best: dict[str, Any], task: Task) -> None:
     """report.html; a run has not failed because it cannot be drawn."""
     try:
         names, several = task.train.class_names, task.train.multi_label
-        write_report(folder, lowest_first(**by_name(best, names)), several)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        recipe = as_written(kind, config, task.facts())
+        write_report(folder, lowest_first(**by_name(best, names)), several, recipe)
+    except (VitkitError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"{folder / 'report.html'}: cannot be written: {error}", file=sys.stderr)
 
 

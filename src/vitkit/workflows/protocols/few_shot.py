@@ -2,40 +2,101 @@
 
 from __future__ import annotations
 
-from vitkit.data.checks import DataError, some
-from vitkit.data.opening import held_out, require_classes
-from vitkit.data.source import Source, Splits
-from vitkit.evaluation.fewshot import few_shot
+from math import log2
+
+import numpy as np
+
+from vitkit.data.checks import some
+from vitkit.data.holding_out import held_out_indices
+from vitkit.errors import VitkitError
+from vitkit.evaluation.fewshot import SWEEP, few_shot_accuracies, possible_shots
 from vitkit.evaluation.findings import Findings
+from vitkit.plain import Curve, Table
 from vitkit.workflows.protocols.job import Job
+from vitkit.workflows.protocols.pools import finite_features, learning_and_scored
+
+HELD_OUT, AT_MOST = 0.2, 2_000  # of the training images, that a penalty is chosen by
 
 
 def run(job: Job) -> Findings:
-    pool, scored = sources(job.splits, None if job.train is None else job.train.train)
-    if pool.multi_label or scored.multi_label:
-        raise DataError(
-            "few-shot takes images of one class each, and these may have several labels; use "
-            "--protocol top-k"
+    pool, scored = learning_and_scored(job, "few-shot")
+    x, y = (tensor.numpy() for tensor in finite_features(job, pool))
+    x_test, y_test = (tensor.numpy() for tensor in finite_features(job, scored))
+    options, seeds = job.options, range(job.options.seeds)
+    notes, apart = [], np.empty(0, np.int64)
+    if options.sweep_l2:
+        apart = held_out(y)
+    rest = np.setdiff1d(np.arange(len(y)), apart)
+    wanted = sorted(set(options.shots))
+    shots = possible_shots(y[rest], wanted)
+    penalties = dict.fromkeys(shots, options.l2)
+    if options.sweep_l2:
+        chosen = few_shot_accuracies(x[rest], y[rest], x[apart], y[apart], shots, seeds, SWEEP)
+        penalties = {shot: SWEEP[int(chosen[shot].mean(0).argmax())] for shot in shots}
+        notes.append(
+            "The penalty was chosen for each number of shots among powers of two from "
+            f"2^{log2(SWEEP[0]):g} to 2^{log2(SWEEP[-1]):g} by {len(apart):,} training images held "
+            "apart, of which no shots were taken; the scored images had no part in it."
         )
-    require_classes(pool, "few-shot")
-    (x, y), (x_test, y_test) = job.features(pool), job.features(scored)
-    metrics = few_shot(x.numpy(), y.numpy(), x_test.numpy(), y_test.numpy(), l2=job.options.l2)
-    return Findings(metrics, images=len(scored))
+    found = {
+        shot: few_shot_accuracies(x[rest], y[rest], x_test, y_test, [shot], seeds, [l2])[shot][:, 0]
+        for shot, l2 in penalties.items()
+    }
+    notes += left_out(wanted, shots, y[rest], pool.class_names)
+    return Findings(
+        {f"{shot}shot": float(values.mean()) for shot, values in found.items()},
+        tables=(table_of(found, penalties),), curves=(curve_of(found),), notes=tuple(notes),
+        images=len(scored),
+    )  # fmt: skip
 
 
-def sources(splits: Splits, train: Source | None) -> tuple[Source, Source]:
-    """Images to learn from and images to score, of the same classes."""
-    if train is not None:
-        scored = splits.test or splits.val or splits.train
-        if train.class_names != scored.class_names:
-            raise DataError(
-                f"found the classes {some(train.class_names)} to take shots from, but "
-                f"{some(scored.class_names)} in {splits.name}; expected the same names in both"
-            )
-        return train, scored
-    if splits.test is not None:
-        return splits.train, splits.test
-    if splits.val is None:
-        splits = held_out(splits.train, splits.name, share=0.5, at_most=len(splits.train))
-    assert splits.val is not None  # held_out makes one
-    return splits.train, splits.val
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Indices of the training images to choose a penalty by; VitkitError where there are none."""
+    apart = held_out_indices(labels, HELD_OUT, AT_MOST, seed=0)
+    if not len(apart):
+        raise VitkitError(
+            f"few-shot: {len(labels)} training images are too few to choose a penalty by; leave "
+            "out --sweep-l2"
+        )
+    return apart
+
+
+def left_out(
+    wanted: list[int], shots: list[int], labels: np.ndarray, class_names: list[str]
+) -> list[str]:
+    """A note on the shots that were asked for and cannot be had."""
+    missing = [shot for shot in wanted if shot not in shots]
+    if not missing:
+        return []
+    classes, images = np.unique(labels, return_counts=True)
+    small = [class_names[n] for n in classes[images < min(missing)]]
+    return [
+        f"{' and '.join(map(str, missing))} images of each class are left out: {some(small)} "
+        f"{'has' if len(small) == 1 else 'have'} fewer, the smallest class {images.min()}."
+    ]
+
+
+def table_of(found: dict[int, np.ndarray], penalties: dict[int, float]) -> Table:
+    seeds = len(next(iter(found.values())))
+    rows = tuple(
+        (
+            str(shot), f"{values.mean():.2%}", f"{values.std():.2%}",
+            *(f"{value:.2%}" for value in values), f"{penalties[shot]:g}",
+        )
+        for shot, values in found.items()
+    )  # fmt: skip
+    header = ("shots", "accuracy", "deviation", *(f"seed {seed}" for seed in range(seeds)), "l2")
+    return Table(
+        "Few-shot accuracy", header, rows,
+        "Mean and standard deviation over draws of the shots; l2 is the penalty.",
+    )  # fmt: skip
+
+
+def curve_of(found: dict[int, np.ndarray]) -> Curve:
+    values = np.stack(list(found.values()), axis=1)  # (seeds, shots)
+    lines = {"mean": values.mean(0)}
+    lines |= {f"seed {seed}": line for seed, line in enumerate(values)} if len(values) > 1 else {}
+    return Curve(
+        "Few-shot accuracy", "images of each class", "accuracy", np.array(list(found)), lines,
+        share=True, log_x=True,
+    )  # fmt: skip

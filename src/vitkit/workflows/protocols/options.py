@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vitkit.errors import UsageError
+
 L2 = 2.0**10  # of the few-shot least squares: big_vision's; the paper's is unpublished
 
 
@@ -12,6 +14,16 @@ L2 = 2.0**10  # of the few-shot least squares: big_vision's; the paper's is unpu
 class ProtocolOptions:
     l2: float = L2
     """Few-shot: the penalty of the least squares; big_vision's by default."""
+    sweep_l2: bool = False
+    """Few-shot: choose the penalty among powers of two, on training images held apart."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Few-shot: training images of each class."""
+    seeds: int = 3
+    """Few-shot: how many draws of the shots to average over."""
+    k: int = 10
+    """k-NN: neighbours that vote."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """k-NN: how near two images' features are."""
     classes: (
         Literal["imagenet-r", "imagenet-a", "imagenet-v2", "imagenet-sketch", "objectnet"] | None
     ) = None
@@ -26,3 +38,17 @@ class ProtocolOptions:
     """Translations: by how many pixels, with commas between; by default up to 1/8 of the side."""
     seed: int = 0
     """Corruptions: of their draws."""
+    tasks: str = ""
+    """VTAB: the tasks, with commas between them; all of them by default."""
+    vtab_test: int = 0
+    """VTAB: how many test images of each task are scored; 0 for all."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", tuple(self.shots))
+        for name, values in (("shots", self.shots), ("seeds", [self.seeds]), ("k", [self.k])):
+            if not values or min(values) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.l2 >= 0:
+            raise UsageError(f"l2 is {self.l2}; it must be 0 or more")
+        if self.metric not in ("cosine", "euclidean"):
+            raise UsageError(f"metric is {self.metric!r}; it must be cosine or euclidean")

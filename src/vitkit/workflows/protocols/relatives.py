@@ -30,9 +30,12 @@ from vitkit.workflows.protocols.job import Job
 BORDER = 2  # pixels, of ObjectNet's images
 
 
-def among_set(job: Job, title: str) -> tuple[Source, Tensor, Tensor, Tensor, tuple[str, ...]]:
+def among_set(
+    job: Job, title: str
+) -> tuple[Source, Tensor, Tensor, Tensor, list[str], tuple[str, ...]]:
     """(the images that count, logits (N, classes of the set), labels (N,) of DATA, the place in
-    the set of each class of DATA, notes). Raises DataError, UsageError."""
+    the set of each class of DATA, names of the set's classes, notes). Raises DataError, UsageError.
+    """
     named("set of classes", title, SETS)
     source, groups = job.scored, classes_of_set(title)
     one_label(source, f"--classes {title}")
@@ -55,7 +58,10 @@ def among_set(job: Job, title: str) -> tuple[Source, Tensor, Tensor, Tensor, tup
         raise DataError(f"{job.splits.name}: none of the images is of a class of {title}")
     logits, labels = job.logits(source)
     best = torch.stack([logits[:, group].amax(dim=1) for group in columns], dim=1)
-    return source, best, labels, torch.tensor(places), tuple(notes)
+    called = [imagenet_classes()[group[0]].names for group in groups]
+    for place, name in zip(places, source.class_names, strict=True):
+        called[place] = name  # as the data call it
+    return source, best, labels, torch.tensor(places), called, tuple(notes)
 
 
 def columns_of(known: list[str], groups: list[tuple[int, ...]], title: str) -> list[list[int]]:

@@ -1,0 +1,99 @@
+"""`vitkit evaluate`: what is asked for, printed and written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitkit.errors import UsageError
+from vitkit.terminal import print_columns, printable
+from vitkit.words import Evaluate, parse, require
+
+if TYPE_CHECKING:
+    from vitkit.evaluation.findings import Findings
+    from vitkit.prediction.model import Model
+    from vitkit.workflows.protocols.job import Job
+
+LEARN = ("few-shot", "knn", "linear")  # the protocols that --train is for
+PAGE = "report.html"  # in the folder that --out names
+
+
+def evaluation_words(argv: list[str]) -> Evaluate:
+    """UsageError for what can be seen to be wrong before data and checkpoint are opened."""
+    words = parse(Evaluate(), "evaluate", argv)
+    require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or a file of weights")
+    require(words.data, "evaluate", "DATA, images as docs/data.md lists them, or 'digits'")
+    if words.train and words.protocol not in LEARN:
+        raise UsageError(
+            f"--train is where {', '.join(LEARN)} learn from, and {words.protocol} learns nothing; "
+            "add --protocol few-shot, say"
+        )
+    if words.out is not None and Path(words.out).suffix == ".html" and Path(words.out).is_dir():
+        raise UsageError(f"{words.out}: is a folder; give another name for the page")
+    return words
+
+
+def show_evaluation(words: Evaluate, model: Model, writes: bool) -> dict[str, Any]:
+    """Evaluate and print; of several processes the one that `writes` writes the report."""
+    from vitkit.workflows.evaluate import found, result_of
+
+    began = time.perf_counter()
+    job, findings = found(
+        model, words.data, words.protocol, train=words.train or None, device=words.device,
+        cache=words.cache, **asdict(words.options),
+    )  # fmt: skip
+    result = result_of(job, findings, words.protocol, time.perf_counter() - began)
+    print_findings(findings)
+    print(f"{result['images']:,} images of {result['data']} in {result['seconds']:.0f} seconds")
+    if words.out is not None and writes:
+        page = write_report(words, job, findings, result)
+        print(printable(f"wrote {page}"))
+        result["report"] = str(page)
+    print(f"Next: vitkit predict {words.checkpoint} IMAGES/ -o predictions.csv")
+    return result
+
+
+def print_findings(findings: Findings) -> None:
+    from vitkit.reports.classes import print_recalls
+
+    metrics = {name: value for name, value in findings.metrics.items() if name != "images"}
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:{width}}  " + (f"{value:.4f}" if is_loss(name) else f"{value:.2%}"))
+    if findings.class_images:
+        print_recalls(
+            findings.class_recall, findings.class_images, "mean_average_precision" in metrics
+        )
+    for table in findings.tables:
+        print("\n" + printable(table.title))
+        print_columns(table.header, table.rows)
+        if table.note:
+            print(printable(table.note))
+    if findings.tables:
+        print()
+    for note in findings.notes:
+        print(printable(note))
+
+
+def is_loss(name: str) -> bool:
+    return name.endswith("loss")
+
+
+def write_report(words: Evaluate, job: Job, findings: Findings, result: dict[str, Any]) -> Path:
+    """The page, and beside it the findings as JSON and arrays."""
+    from vitkit.plain import save
+    from vitkit.reports.evaluation import write_evaluation
+
+    out = Path(words.out or "")
+    page = out if out.suffix == ".html" else out / PAGE
+    page.parent.mkdir(parents=True, exist_ok=True)
+    save(findings, page.with_suffix(""))
+    about = {
+        "checkpoint": words.checkpoint, "data": result["data"], "protocol": words.protocol,
+        "images": result["images"], "seconds": result["seconds"],
+        "device": str(next(job.model.net.parameters()).device), "processes": job.world.size,
+        "options": asdict(words.options),
+    }  # fmt: skip
+    return write_evaluation(page, findings, about)

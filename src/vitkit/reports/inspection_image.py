@@ -1,0 +1,173 @@
+"""What was found in one image: the part of an inspection's page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vitkit.inspection.result import ImageFound, Inspection
+from vitkit.reports.drawing import Drawing
+from vitkit.reports.figures import coloured, curve, lines, overlay, tiles
+from vitkit.reports.page import Drawings, Fold, Part, Picture, Pictures, Rows, Text
+
+
+def image_parts(key: str, image: ImageFound, found: Inspection) -> list[Part]:
+    """`key` begins the names of its figures."""
+    drawn = [
+        *attention_figures(key, image, found.grid, len(found.prefix)),
+        *prefix_figures(key, image, found.prefix),
+        *(curve(f"{key}-curve-{n}", one) for n, one in enumerate(image.faithfulness, start=1)),
+    ]
+    top = Rows(("class", "probability"), [(name, f"{p:.1%}") for name, p in image.top])
+    return [
+        Pictures(pictures(key, image, found)),
+        *([top] if image.top else []),
+        *([Drawings(drawn)] if drawn else []),
+        *prefix_table(image, found.prefix),
+        *lens_parts(image, found.depth),
+        *neighbour_parts(key, image),
+        *([Text("Whole maps of attention are in the .npz file.")] if image.maps is not None
+          else []),
+    ]  # fmt: skip
+
+
+def pictures(key: str, image: ImageFound, found: Inspection) -> list[Picture]:
+    """The image, and heat over it."""
+    of = image.relevance_of
+    shown: list[tuple[str, np.ndarray | None, str]] = [
+        ("attention", mean_attention(image, found), f"attention of the {query(image)}, layer "
+         f"{image.layers[-1] if image.layers else ''}, mean over heads"),
+        ("rollout", on_grid(image.rollout, found), "attention rollout"),
+        ("flow", on_grid(image.flow, found), "attention flow"),
+        ("relevance", image.relevance, f"relevance of {of}" if of else "relevance"),
+        ("grad-cam", image.grad_cam, f"Grad-CAM of {of}" if of else "Grad-CAM"),
+    ]  # fmt: skip
+    made = [Picture(f"{key}-input", image.picture, f"{image.name}, as the net reads it",
+                    ("as the net reads it",))]  # fmt: skip
+    for name, heat, said in shown:
+        if heat is not None:
+            picture = overlay(image.picture, heat)
+            made.append(Picture(f"{key}-{name}", picture, f"{said}, over {image.name}", (said,)))
+    if image.patch_norms is not None:
+        low, high = np.nanmin(image.patch_norms), np.nanmax(image.patch_norms)
+        said = f"norms of the patch tokens, {low:.3g} to {high:.3g}"
+        made.append(
+            Picture(f"{key}-norms", coloured(image.patch_norms), f"{said}, of {image.name}",
+                    (said,), photograph=False)
+        )  # fmt: skip
+    return made
+
+
+def query(image: ImageFound) -> str:
+    return image.query or "query"
+
+
+def mean_attention(image: ImageFound, found: Inspection) -> np.ndarray | None:
+    """(H, W), the last layer's."""
+    if image.attention is None:
+        return None
+    return on_grid(image.attention[-1].mean(axis=0), found)
+
+
+def on_grid(tokens: np.ndarray | None, found: Inspection) -> np.ndarray | None:
+    """(T,) -> its patches (H, W), without the tokens before them."""
+    if tokens is None or found.grid is None:
+        return None
+    return tokens[len(found.prefix) :].reshape(found.grid)
+
+
+def attention_figures(
+    key: str, image: ImageFound, grid: tuple[int, int] | None, prefix: int
+) -> list[Drawing]:
+    """Every layer and head: a row a layer, a column a head."""
+    if image.attention is None or grid is None:
+        return []
+    layers, heads = image.attention.shape[:2]
+    maps = image.attention[:, :, prefix:].reshape(layers, heads, *grid)
+    return [
+        tiles(
+            f"{key}-attention", f"Attention of the {query(image)}", maps,
+            rows=image.layers or range(layers), columns=image.heads or range(heads),
+            row_name="layer", column_name="head",
+            alt=f"Attention of the {query(image)} to the patches of {image.name}: {layers} layers, "
+                f"{heads} heads",
+            caption="A tile is a head's attention to the patches, from its least (dark) to its "
+                    "most." + (" Attention to other tokens is shown apart." if prefix else ""),
+        )
+    ]  # fmt: skip
+
+
+def prefix_shares(image: ImageFound, prefix: Sequence[str]) -> np.ndarray | None:
+    """(L, prefix + 1): attention to each token before the patches, then to all patches together,
+    mean over heads."""
+    if image.attention is None or not prefix:
+        return None
+    mean = image.attention.mean(axis=1)
+    count = len(prefix)
+    return np.concatenate([mean[:, :count], mean[:, count:].sum(axis=1, keepdims=True)], axis=1)
+
+
+def prefix_figures(key: str, image: ImageFound, prefix: Sequence[str]) -> list[Drawing]:
+    shares = prefix_shares(image, prefix)
+    if shares is None or len(shares) < 2:
+        return []
+    layers = image.layers or range(len(shares))
+    names = [*told_apart(prefix), "patches"]
+    series = {name: (layers, shares[:, place]) for place, name in enumerate(names)}
+    return [
+        lines(f"{key}-others", f"Where the {query(image)} looks", "layer",
+              "share of attention, mean over heads", series, share=True, from_zero=True,
+              whole_x=True)
+    ]  # fmt: skip
+
+
+def told_apart(prefix: Sequence[str]) -> list[str]:
+    """The tokens' names, with a number where several have the same."""
+    return [
+        f"{name} {place}" if list(prefix).count(name) > 1 else name
+        for place, name in enumerate(prefix)
+    ]
+
+
+def prefix_table(image: ImageFound, prefix: Sequence[str]) -> list[Part]:
+    """The same numbers, to read."""
+    shares = prefix_shares(image, prefix)
+    if shares is None:
+        return []
+    layers = image.layers or range(len(shares))
+    rows = [
+        (str(layer), *(f"{share:.1%}" for share in row))
+        for layer, row in zip(layers, shares, strict=True)
+    ]
+    said = f"Attention of the {query(image)} to tokens that are no patches, by layer"
+    return [Fold(said, [Rows(("layer", *told_apart(prefix), "all patches"), rows)])]
+
+
+def lens_parts(image: ImageFound, depth: int | None) -> list[Part]:
+    """The class that each layer's tokens would be given."""
+    if not image.lens:
+        return []
+    most = max(len(row) for row in image.lens)
+    # With one row more than there are layers the first is what the layers get.
+    embedded = depth is not None and len(image.lens) == depth + 1
+    names = ["embedding", *map(str, range(depth or 0))] if embedded else None
+    rows = []
+    for place, layer in enumerate(image.lens):
+        cells = [f"{name} {share:.1%}" for name, share in layer]
+        rows.append((names[place] if names else str(place), *cells, *[""] * (most - len(cells))))
+    header = ("layer", "likeliest", *(f"{n}." for n in range(2, most + 1)))
+    return [Fold("Logit lens: the class by layer", [Rows(header, rows)], opened=len(rows) <= 13)]
+
+
+def neighbour_parts(key: str, image: ImageFound) -> list[Part]:
+    if not image.neighbours:
+        return []
+    shown = [
+        Picture(
+            f"{key}-neighbour-{n}", found.picture, f"a neighbour of {image.name}: {found.name}",
+            (f"{found.label or 'no label'}, cosine {found.similarity:.3f}", found.name),
+        )
+        for n, found in enumerate(image.neighbours, start=1)
+    ]  # fmt: skip
+    return [Text("Nearest images in feature space:"), Pictures(shown)]

@@ -1,0 +1,99 @@
+"""Runs and evaluations, read to be shown side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vitkit.errors import UsageError, VitkitError
+from vitkit.reports.comparison import Compared, apart, speeds, write_comparison
+from vitkit.reports.training import differences_of, evaluations, read_metrics
+from vitkit.training.log import headline, numbers
+
+
+def compare(paths: Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
+    """{"metrics": {path: {...}}, "speed": {path: {...}}, "differences": {field: [...]}, "notes":
+    [...], "page": ...}; shares lie between 0 and 1.
+
+    A path is a run directory, or the NAME.json of an evaluation. Of a run the best evaluation on
+    the held-out images counts. "notes" say where data differ, so that scores are not of the same
+    task. With `out` a page is written. UsageError for fewer than two paths, one given twice, and
+    what is neither a run nor an evaluation; VitkitError where one is damaged.
+    """
+    if len(paths) < 2:
+        raise UsageError("compare needs two runs or more; give their directories")
+    names = [str(path) for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is given twice; a run is compared with another one")
+    found = [read(Path(path), name) for path, name in zip(paths, names, strict=True)]
+    return {
+        "metrics": {one.name: one.metrics for one in found},
+        "speed": {one.name: speeds(one) for one in found if one.config},
+        "differences": differences_of({one.name: one.config for one in found if one.config}),
+        "notes": apart(found),
+        "page": None if out is None else str(write_comparison(Path(out), found)),
+    }
+
+
+def read(path: Path, name: str) -> Compared:
+    """A run or an evaluation; UsageError where it is neither."""
+    if path.suffix == ".json" and path.is_file():
+        return read_evaluation(path, name)
+    if not (path / "config.json").is_file() or not (path / "metrics.jsonl").is_file():
+        raise UsageError(
+            f"{path}: is neither a run directory (config.json, metrics.jsonl) nor the .json of an "
+            "evaluation; give one of these"
+        )
+    return read_run(path, name)
+
+
+def read_run(path: Path, name: str) -> Compared:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        records = read_metrics(path)
+        scored = evaluations(records)
+        best = max(scored, key=lambda r: headline(r)[1], default=None)
+        train = [r for r in records if r["kind"] == "train"]
+        paces = [r["images_per_second"] for r in train if r.get("images_per_second")]
+        data = config["data"]
+        return Compared(
+            name,
+            metrics={} if best is None else {
+                key: value for key, value in numbers(best).items() if key not in ("kind", "step")
+            },
+            config=config["config"],
+            records=records,
+            facts={"kind": config["kind"], "device": config["resolved"].get("device"),
+                   "precision": config["resolved"].get("precision")},
+            data=data["name"],
+            trained_on=data["fingerprint"],
+            scored_on=data["held_out_fingerprint"],
+            steps=config["resolved"]["steps"],
+            best_step=None if best is None else best["step"],
+            images_per_second=median(paces) if paces else None,
+            memory=max((r["memory_bytes"] for r in train if r.get("memory_bytes")), default=None),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VitkitError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); `vitkit doctor {path}` looks "
+            "at it"
+        ) from error
+
+
+def read_evaluation(path: Path, name: str) -> Compared:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        metrics = {str(key): float("nan") if value is None else float(value)
+                   for key, value in tree["metrics"].items()}  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: is no result of vitkit evaluate ({type(error).__name__}: {error}); give the "
+            ".json that `vitkit evaluate -o` wrote"
+        ) from error
+    images = tree.get("images")
+    facts = {key: tree[key] for key in ("protocol",) if key in tree}
+    return Compared(name, metrics | ({"images": images} if images else {}), facts=facts)

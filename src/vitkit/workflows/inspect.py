@@ -1,0 +1,215 @@
+"""A checkpoint, opened: what its weights hold, and what it looks at in images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitkit.data.checks import DataError
+from vitkit.data.decode import ImageError
+from vitkit.data.opening import open_data
+from vitkit.data.pipeline import Batch, evaluation_batches
+from vitkit.data.source import Source, Splits, Subset
+from vitkit.errors import UsageError, VitkitError, named
+from vitkit.inspection.attention import notes_on_attention, numbers_of, token_names
+from vitkit.inspection.distance import mean_distances
+from vitkit.inspection.embeddings import positions
+from vitkit.inspection.filters import filters
+from vitkit.inspection.lens import lens_accuracy
+from vitkit.inspection.norms import norms_found, patch_norms
+from vitkit.inspection.result import Inspection
+from vitkit.inspection.sentences import sentences
+from vitkit.models.nets import Net, kind_of, make
+from vitkit.models.t2t import T2TViT
+from vitkit.models.variants import name_of
+from vitkit.models.vit import VisionTransformer
+from vitkit.plain import save
+from vitkit.prediction.model import Model, load
+from vitkit.training.precision import choose_device
+from vitkit.workflows.inspect_images import images_found
+from vitkit.workflows.inspect_options import InspectOptions
+from vitkit.workflows.pages import page_at
+from vitkit.workflows.protocols.classes import class_numbers, renumber
+
+BATCH = 32
+PATCH = re.compile(r"\d+,\d+")
+
+Batches = Callable[[], Iterable[Batch]]  # a call begins anew
+
+
+def inspect(
+    checkpoint: str | Path | Model,
+    images: Any = None,
+    *,
+    data: Any = None,
+    device: str = "auto",
+    threads: int = 2,
+    **options: Any,
+) -> Inspection:
+    """What a net has learned, as plain data.
+
+    From its weights alone filters and positions; of each of `images` (as `Model.predict` takes
+    them) attention, rollout, relevance, Grad-CAM, the class by layer, patch norms, and whether the
+    prediction hangs on what the relevance map shows. `data` (DATA) gives the images that attention
+    distances are means over (without it they are the given ones), and its training images are
+    searched for nearest neighbours. `options` are the fields of InspectOptions. Raises UsageError
+    for a layer, head, patch or class that is not there.
+    """
+    for name in options:
+        named("option of inspect", name, list(InspectOptions.__dataclass_fields__))
+    asked = InspectOptions(**options)
+    model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
+    check(asked, model)
+    model.to(choose_device(device))
+    splits = None if data is None else open_data(data)
+    notes: list[str] = []
+    shown = [] if images is None else readable(model, images, asked.show, notes)
+    found = of_weights(model.net, notes)
+    batches, labelled = over(model, shown, splits, asked.count, threads, notes)
+    if batches is not None and found.grid is not None:
+        found = over_many(found, model.net, batches, labelled, asked)
+    train = None if splits is None else splits.train
+    found = replace(found, images=images_found(model, shown, train, asked, threads))
+    return replace(found, notes=(*sentences(found), *notes))
+
+
+def write(
+    found: Inspection, out: str | Path, about: dict[str, Any], figures: Path | None = None
+) -> Path:
+    """Write report.html, and report.json and report.npz beside it -> the page."""
+    from vitkit.reports.inspection import write_inspection  # matplotlib takes a while
+
+    page = page_at(out)
+    save(found, page.with_suffix(""))
+    return write_inspection(page, found, about, figures)
+
+
+def check(asked: InspectOptions, model: Model) -> None:
+    """UsageError for what the net has not, before any work."""
+    for name in ("count", "show"):
+        if getattr(asked, name) < 1:
+            raise UsageError(f"--{name} is {getattr(asked, name)}; it must be at least 1")
+    if asked.neighbours < 0:
+        raise UsageError(f"--neighbours is {asked.neighbours}; it must be at least 0")
+    if asked.of:
+        named("class of --of", asked.of, model.class_names)
+    net = model.net
+    if asked.query not in ("class", "mean") and not PATCH.fullmatch(asked.query):
+        raise UsageError(f"--query {asked.query!r}; expected class, mean or ROW,COLUMN of a patch")
+    if not isinstance(net, VisionTransformer | T2TViT):
+        if asked.layers or asked.heads or asked.maps or asked.flow:
+            token_names(net)  # says that there is no attention
+        return
+    numbers_of("layer", asked.layers or None, len(net.blocks))
+    numbers_of("head", asked.heads or None, net.config.heads)
+
+
+def readable(model: Model, images: Any, most: int, notes: list[str]) -> list[tuple[str, Tensor]]:
+    """Names and tensors (3, H, W) of the first images; notes on those that cannot be read."""
+    found, bad, more = [], [], 0
+    for name, image in model.prepared(images):
+        if len(found) == most:
+            more += 1
+        elif isinstance(image, ImageError):
+            bad.append(f"{name}: {image}")
+        else:
+            found.append((name, image))
+    if not found:
+        raise VitkitError(f"none of the {len(bad)} images could be read; the first: {bad[0]}")
+    notes += [f"left out, as it cannot be read: {line}" for line in bad]
+    if more:
+        notes.append(f"{more} more images were given than are shown; --show takes more")
+    return found
+
+
+def of_weights(net: Net, notes: list[str]) -> Inspection:
+    """What the weights alone tell; notes on what does not apply to this kind of net."""
+    config = net.config
+    found = Inspection(
+        name_of(config), kind_of(config), config.image_size, None, None, None,
+        filters=filters(net),
+    )  # fmt: skip
+    try:
+        found = replace(found, positions=positions(net))
+    except UsageError as error:
+        notes.append(str(error))
+    if isinstance(net, VisionTransformer | T2TViT):
+        notes += notes_on_attention(net)
+        return replace(
+            found, grid=net.config.grid, depth=len(net.blocks), heads=net.config.heads,
+            prefix=token_names(net),
+        )  # fmt: skip
+    try:
+        token_names(net)
+    except UsageError as error:
+        notes.append(str(error))
+    return found
+
+
+def over(
+    model: Model,
+    shown: Sequence[tuple[str, Tensor]],
+    splits: Splits | None,
+    count: int,
+    threads: int,
+    notes: list[str],
+) -> tuple[Batches | None, bool]:
+    """The images that means are over, and whether their labels are known, in the net's numbering.
+
+    Of DATA those of the split that is evaluated, evenly spread; else the images shown.
+    """
+    if splits is None:
+        if not shown:
+            notes.append(
+                "attention distances need images: give IMAGES, or --data DATA to take the mean over"
+            )
+            return None, False
+        tensors = torch.stack([image for _, image in shown])
+        return lambda: [Batch(tensors, torch.empty(0))], False
+    source = spread(splits.test or splits.val or splits.train, count)
+    number = None
+    try:
+        number = class_numbers(model.class_names, source.class_names, splits.name)
+    except VitkitError as error:
+        if not isinstance(error, DataError | UsageError):
+            raise
+        notes.append(f"accuracy by layer is left out: {error}")
+
+    def batches() -> Iterable[Batch]:
+        for batch in evaluation_batches(source, model.preprocessing, BATCH, threads):
+            labels = batch.labels
+            if number is not None:
+                labels = renumber(labels, number, len(model.class_names))
+            yield Batch(batch.images, labels)
+
+    return batches, number is not None
+
+
+def spread(source: Source, count: int) -> Source:
+    """At most so many images, evenly over the source: sorted folders would give one class."""
+    if len(source) <= count:
+        return source
+    return Subset(source, torch.linspace(0, len(source) - 1, count).round().long().numpy())
+
+
+def over_many(
+    found: Inspection, net: Net, batches: Batches, labelled: bool, asked: InspectOptions
+) -> Inspection:
+    """Attention distances, patch norms and accuracy by layer over many images."""
+    distances = mean_distances(net, batches())
+    if asked.untrained:
+        fresh = make(net.config).to(next(net.parameters()).device).eval()
+        distances = replace(distances, untrained=mean_distances(fresh, batches()).pixels)
+    norms = torch.cat([patch_norms(net, batch.images) for batch in batches()])
+    return replace(
+        found,
+        distances=distances,
+        norms=norms_found(norms.numpy()),
+        lens=lens_accuracy(net, batches()) if labelled else None,
+    )

@@ -1,0 +1,179 @@
+"""What a net looks at in single images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitkit.data.decode import ImageError
+from vitkit.data.pipeline import evaluation_batches
+from vitkit.data.source import Source, Subset
+from vitkit.data.transforms import Preprocessing
+from vitkit.evaluation.topk import features_of
+from vitkit.inspection.attention import attention, patch_token
+from vitkit.inspection.faithfulness import faithfulness
+from vitkit.inspection.flow import flow
+from vitkit.inspection.grad_cam import grad_cam
+from vitkit.inspection.lens import lens
+from vitkit.inspection.neighbours import neighbours
+from vitkit.inspection.norms import patch_norms
+from vitkit.inspection.relevance import relevance
+from vitkit.inspection.result import ImageFound, Neighbour
+from vitkit.inspection.rollout import rollout_of
+from vitkit.models.t2t import T2TViT
+from vitkit.models.vit import VisionTransformer
+from vitkit.prediction.model import Model
+from vitkit.workflows.inspect_options import InspectOptions
+
+BATCH = 32
+TOP = 5  # classes of the prediction
+OF_LAYER = 3  # classes of the logit lens
+SEARCHED = 20_000  # training images among which neighbours are looked for, evenly spread
+THUMBNAIL = 96  # pixels
+
+
+def images_found(
+    model: Model,
+    shown: Sequence[tuple[str, Tensor]],
+    train: Source | None,
+    asked: InspectOptions,
+    threads: int,
+) -> tuple[ImageFound, ...]:
+    """Each image, looked into; with `train` also its nearest neighbours among those."""
+    found = tuple(of_image(model, name, image, asked) for name, image in shown)
+    if train is None or not found or not asked.neighbours:
+        return found
+    return with_neighbours(model, found, [image for _, image in shown], train, asked, threads)
+
+
+def of_image(model: Model, name: str, image: Tensor, asked: InspectOptions) -> ImageFound:
+    """One image (3, H, W), prepared as the net reads it."""
+    net, one = model.net, image[None]
+    found = ImageFound(name, picture_of(image, model.preprocessing), top_of(model, one))
+    if isinstance(net, VisionTransformer | T2TViT):
+        found = with_attention(net, found, one, asked)
+        found = replace(
+            found, rollout=rollout_of(net, one)[0].numpy(),
+            patch_norms=patch_norms(net, one)[0].unflatten(0, net.config.grid).numpy(),
+        )  # fmt: skip
+    if not model.class_names:
+        return found
+    of = model.class_names.index(asked.of or found.top[0][0])
+    heat = grad_cam(net, one, [of])[0].numpy()
+    found = replace(found, relevance_of=model.class_names[of], grad_cam=heat)
+    if isinstance(net, VisionTransformer | T2TViT):
+        heat = relevance(net, one, of)[0].numpy()
+        found = replace(found, relevance=heat, lens=lens_of(model, one))
+    curves = faithfulness(net, image, heat, of, shares=model.shares)
+    return replace(found, faithfulness=curves)
+
+
+def with_attention(
+    net: VisionTransformer | T2TViT, found: ImageFound, one: Tensor, asked: InspectOptions
+) -> ImageFound:
+    """The rows of the query; whole maps where they are kept or flow needs them."""
+    layers, heads = asked.layers or range(len(net.blocks)), asked.heads or range(net.config.heads)
+    layers = tuple(layer % len(net.blocks) for layer in layers)
+    heads = tuple(head % net.config.heads for head in heads)
+    query, token = query_of(net, asked.query)
+    row = attention(net, one, layers, heads, token)[0]  # (L, h, Q, T)
+    found = replace(
+        found, layers=layers, heads=heads, query=query, attention=row.mean(dim=2).numpy()
+    )
+    if asked.maps:
+        found = replace(found, maps=attention(net, one, layers, heads)[0].numpy())
+    if asked.flow:
+        found = replace(found, flow=flow(attention(net, one)[0]))
+    return found
+
+
+def query_of(net: VisionTransformer | T2TViT, query: str) -> tuple[str, int | list[int]]:
+    """What the query is called, and its tokens; of several the mean is shown."""
+    prefix, (height, width) = net.config.prefix, net.config.grid
+    if "," in query:
+        row, column = map(int, query.split(","))
+        return f"patch {query}", patch_token(net, row, column)
+    if query == "class" and has_class_token(net):
+        return "class token", 0
+    return "mean of all patches", list(range(prefix, prefix + height * width))
+
+
+def has_class_token(net: VisionTransformer | T2TViT) -> bool:
+    return isinstance(net, T2TViT) or net.config.has_class_token
+
+
+def top_of(model: Model, one: Tensor) -> tuple[tuple[str, float], ...]:
+    """The likeliest classes; of a net without a head none."""
+    if not model.class_names:
+        return ()
+    shares, order = model.shares(model.run(model.net, one)[0]).topk(
+        min(TOP, len(model.class_names))
+    )
+    return named(model, order, shares)
+
+
+def lens_of(model: Model, one: Tensor) -> tuple[tuple[tuple[str, float], ...], ...]:
+    order, shares = lens(model.net, one, OF_LAYER, model.shares)
+    return tuple(named(model, *row) for row in zip(order[0], shares[0], strict=True))
+
+
+def named(model: Model, order: Tensor, shares: Tensor) -> tuple[tuple[str, float], ...]:
+    pairs = zip(order.tolist(), shares.tolist(), strict=True)
+    return tuple((model.class_names[number], share) for number, share in pairs)
+
+
+def with_neighbours(
+    model: Model,
+    found: Sequence[ImageFound],
+    images: Sequence[Tensor],
+    train: Source,
+    asked: InspectOptions,
+    threads: int,
+) -> tuple[ImageFound, ...]:
+    """The nearest of the training images in feature space, by cosine."""
+    places = np.arange(len(train))
+    if len(train) > SEARCHED:
+        places = np.linspace(0, len(train) - 1, SEARCHED).round().astype(np.int64)
+    batches = evaluation_batches(Subset(train, places), model.preprocessing, BATCH, threads)
+    index, _ = features_of(lambda batch: model.run(model.net.features, batch), batches)
+    query = model.run(model.net.features, torch.stack(list(images)))
+    rows, cosines = neighbours(query, index, asked.neighbours)
+    return tuple(
+        replace(one, neighbours=tuple(
+            neighbour(train, int(places[row]), cosine)
+            for row, cosine in zip(of.tolist(), near.tolist(), strict=True)
+        ))
+        for one, of, near in zip(found, rows, cosines, strict=True)
+    )  # fmt: skip
+
+
+def neighbour(train: Source, index: int, cosine: float) -> Neighbour:
+    label = None if train.multi_label else train.class_names[int(train.labels[index])]
+    return Neighbour(train.name(index), label, cosine, thumbnail(train, index))
+
+
+def thumbnail(source: Source, index: int) -> np.ndarray | None:
+    """(h, w, 3) uint8, at most 96 pixels; None where the image cannot be read."""
+    try:
+        image = source.image(index)
+    except (ImageError, OSError):
+        return None
+    scale = THUMBNAIL / max(image.shape[1:])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in image.shape[1:]]
+        image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return image.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def picture_of(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
+    """A prepared image (3, H, W) as people see it: (H, W, 3) uint8."""
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
+    )
+    pixels = ((image.cpu() * std + mean) * 255).round().clamp(0, 255)
+    return pixels.to(torch.uint8).permute(1, 2, 0).numpy()

@@ -1,0 +1,24 @@
+"""Where a page and what belongs to it are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitkit.errors import UsageError
+from vitkit.workflows.run_folder import check_writable, run_folder
+
+PAGE = "report.html"
+
+
+def page_at(out: str | Path) -> Path:
+    """FILE.html is written over; any other name is a folder, numbered where it is in use, for
+    report.html. Beside the page lie NAME.json and NAME.npz. Raises UsageError, VitkitError."""
+    path = Path(out).expanduser()
+    if path.suffix.lower() == ".html":
+        if path.is_dir():
+            raise UsageError(f"-o {path}: is a folder; give the page another name")
+        check_writable(path.parent)
+        return path
+    folder = run_folder(path, None)
+    check_writable(folder)
+    return folder / PAGE

@@ -1,0 +1,33 @@
+"""knn: the majority vote of the nearest training images in the space of the net's features."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitkit.data.checks import DataError
+from vitkit.evaluation.findings import Findings
+from vitkit.evaluation.knn import knn
+from vitkit.workflows.protocols.job import Job
+from vitkit.workflows.protocols.pools import finite_features, learning_and_scored, recalls
+
+
+def run(job: Job) -> Findings:
+    pool, scored = learning_and_scored(job, "knn")
+    k, metric = job.options.k, job.options.metric
+    if k > len(pool):
+        raise DataError(f"knn: {k} neighbours are asked for of {len(pool)} training images; "
+                        "give a smaller --k")  # fmt: skip
+    x, y = finite_features(job, pool)
+    x_test, y_test = finite_features(job, scored)
+    predicted = knn(x, y.numpy(), x_test, k, metric)
+    right = predicted == y_test.numpy()
+    shares, images = recalls(right, y_test.numpy(), len(pool.class_names))
+    names = pool.class_names
+    return Findings(
+        {"top1": float(np.mean(right)),
+         "mean_class_recall": float(np.mean([share for share in shares if share is not None]))},
+        dict(zip(names, shares, strict=True)), dict(zip(names, images, strict=True)),
+        notes=(f"The vote of the {k} nearest of {len(pool):,} training images by {metric} "
+               "distance, each vote alike.",),
+        images=len(scored),
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""The images that a net got wrong by the most, with small pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitkit.data.decode import ImageError
+from vitkit.data.source import Source
+from vitkit.evaluation.findings import Mistake
+
+EACH = 12
+SIDE = 96  # pixels of a picture's longer side, at most
+
+
+def mistakes(
+    logits: Tensor, labels: Tensor, source: Source, class_names: Sequence[str]
+) -> tuple[tuple[Mistake, ...], tuple[Mistake, ...]]:
+    """Of the wrong ones those whose true class had the smallest probability, and those whose wrong
+    class had the largest; logits (N, K), labels (N,) and names of the net's numbering."""
+    shares = logits.softmax(1)
+    largest, best = shares.max(1)
+    true = shares.gather(1, labels[:, None])[:, 0]
+    wrong = torch.nonzero(best != labels)[:, 0]
+
+    def mistake(index: int) -> Mistake:
+        return Mistake(
+            source.name(index), class_names[int(labels[index])], class_names[int(best[index])],
+            float(largest[index]), float(true[index]), picture(source, index),
+        )  # fmt: skip
+
+    by_true = wrong[true[wrong].argsort(stable=True)[:EACH]].tolist()
+    by_wrong = wrong[largest[wrong].argsort(descending=True, stable=True)[:EACH]].tolist()
+    return tuple(map(mistake, by_true)), tuple(map(mistake, by_wrong))
+
+
+def picture(source: Source, index: int, side: int = SIDE) -> np.ndarray | None:
+    """(h, w, 3) uint8, the longer side at most `side` pixels; None where it cannot be read now."""
+    try:
+        pixels = source.image(index)
+    except (ImageError, OSError):
+        return None
+    height, width = pixels.shape[1:]
+    scale = side / max(height, width)
+    if scale < 1:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        small = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[0]
+        pixels = small.round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 0).contiguous().numpy()

@@ -1,0 +1,167 @@
+"""vtab: the tasks of VTAB-1k (arXiv 1910.04867), each by a linear probe of the frozen features.
+
+The folder DATA holds a folder for each task or data set (vitkit.data.vtab). The penalty is chosen
+by 200 images, a probe of all 1,000 is scored on the test images. The paper fine-tunes the whole net
+instead: its numbers are higher, and are not to be compared with these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitkit.data.checks import DataError, some
+from vitkit.data.vtab.opening import PUBLISHED, TaskImages, open_task
+from vitkit.data.vtab.pools import drawn
+from vitkit.data.vtab.tasks import GROUPS, TASKS
+from vitkit.errors import UsageError, VitkitError, named
+from vitkit.evaluation.findings import Findings
+from vitkit.evaluation.logistic import L2, fit_logistic
+from vitkit.plain import Table
+from vitkit.training.world import together
+from vitkit.workflows.protocols.job import Job
+
+HEADER = ("task", "group", "classes", "top-1", "test images", "penalty", "split", "test split")
+
+
+@dataclass(frozen=True)
+class Scored:
+    top1: float  # share of the test images
+    images: int  # of those scored
+    l2: float  # the penalty that was chosen
+    data: TaskImages
+
+
+def run(job: Job) -> Findings:
+    folder = job.folder
+    if folder is None:
+        raise UsageError(
+            f"DATA is {job.data}; vtab takes one folder, with a folder for each task in it, such "
+            "as caltech101/"
+        )
+    if job.options.vtab_test < 0:
+        raise UsageError(f"vtab_test is {job.options.vtab_test}; it must be at least 0, for all")
+    wanted = [named("task", word, TASKS) for word in words(job.options.tasks)] or list(TASKS)
+    results: dict[str, Scored] = {}
+    absent: list[str] = []
+    failed: dict[str, str] = {}
+    for name in wanted:
+        try:
+            images = together(partial(open_task, folder, name))
+            if images is None:
+                absent.append(name)
+            else:
+                results[name] = scored(job, name, images)
+        except UsageError:
+            raise
+        except (VitkitError, OSError) as error:  # the other tasks go on
+            failed[name] = str(error)
+    if not results:
+        why = "; ".join(failed.values()) or f"found no folder of {some(absent)}"
+        raise DataError(f"{job.name}: none of the tasks could be scored: {why}")
+    return Findings(
+        means(results), tables=(table(results, absent, failed),),
+        notes=tuple(notes(job, results, absent, failed)),
+        images=sum(result.images for result in results.values()),
+    )  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    """Words with commas between them, each once."""
+    return list(dict.fromkeys(word for part in text.split(",") if (word := part.strip())))
+
+
+def scored(job: Job, name: str, images: TaskImages) -> Scored:
+    limit, test = job.options.vtab_test, images.test
+    if 0 < limit < len(test):
+        test = drawn(test, limit, name)
+    (x, y), (apart, labels) = job.features(images.fit), job.features(images.choose)
+    weight, bias, l2 = probe(x, y, apart, labels, TASKS[name].classes)
+    rows, truth = job.features(test)
+    right = int(((rows @ weight.T + bias).argmax(1) == truth).sum())
+    return Scored(right / len(rows), len(rows), l2, images)
+
+
+def probe(
+    x: Tensor, y: Tensor, apart: Tensor, labels: Tensor, classes: int
+) -> tuple[Tensor, Tensor, float]:
+    """Features (N, D) and labels (N,) to fit on, and others to choose by -> weights (K, D) and bias
+    (K,) fitted to both, and the penalty: that of the best top-1 on the others, of equals the one
+    with the smallest cross-entropy."""
+
+    def score(weight: Tensor, bias: Tensor) -> tuple[float, float]:
+        logits = apart @ weight.T + bias
+        right = (logits.argmax(1) == labels).float().mean()
+        return float(right), -float(F.cross_entropy(logits, labels))
+
+    scores = [score(*fit) for fit in fit_logistic(x, y, classes, penalties=L2)]
+    best = max(range(len(scores)), key=lambda number: scores[number])
+    both, truth = torch.cat([x, apart]), torch.cat([y, labels])
+    weight, bias = fit_logistic(both, truth, classes, penalties=L2[: best + 1])[-1]
+    return weight, bias, L2[best]
+
+
+# What is told
+
+
+def means(results: dict[str, Scored]) -> dict[str, float]:
+    """Top-1: the mean over the tasks, over those of each group, and of each task."""
+    shares = {name: result.top1 for name, result in results.items()}
+    found = {"mean": math.fsum(shares.values()) / len(shares)}
+    for group in GROUPS:
+        of_group = [share for name, share in shares.items() if TASKS[name].group == group]
+        if of_group:
+            found[group] = math.fsum(of_group) / len(of_group)
+    return found | shares
+
+
+def table(results: dict[str, Scored], absent: list[str], failed: dict[str, str]) -> Table:
+    rows = []
+    for name, task in TASKS.items():
+        start = (name, task.group, f"{task.classes}")
+        if name in results:
+            result = results[name]
+            of = "" if result.images == task.test_images else f" of {task.test_images:,}"
+            tested = "published" if result.data.same_test else "own"
+            rows.append((
+                *start, f"{result.top1:.1%}", f"{result.images:,}{of}", f"{result.l2:g}",
+                result.data.split, tested,
+            ))  # fmt: skip
+        elif name in absent or name in failed:
+            rows.append((*start, "missing" if name in absent else "damaged", "", "", "", ""))
+    return Table("VTAB-1k, linear probe", HEADER, tuple(rows))
+
+
+def notes(
+    job: Job, results: dict[str, Scored], absent: list[str], failed: dict[str, str]
+) -> list[str]:
+    said = [
+        "VTAB-1k by linear probes of the frozen features: 800 images to fit on, 200 to choose the "
+        "penalty by, then all 1,000. The paper fine-tunes the whole net: compare only with probes."
+    ]
+    missing = [name for name in TASKS if name not in results]
+    if missing:
+        said.append(
+            f"The mean is over {len(results)} of {len(TASKS)} tasks; without {', '.join(missing)}."
+        )
+    if absent:
+        said.append(f"No folder in {job.name}: {', '.join(absent)}.")
+    said += [f"{name} is left out: {why}." for name, why in failed.items()]
+    own = [name for name, result in results.items() if result.data.split != PUBLISHED]
+    if own:
+        said.append(
+            "The 1,000 images are an own draw (seed 0), not those of the benchmark, of "
+            f"{', '.join(own)}: a copy with train800.txt, val200.txt and test.txt has those."
+        )
+    other = [name for name in results if not results[name].data.same_test]
+    if other:
+        said.append(f"The test images are not all the published ones, of {', '.join(other)}.")
+    if job.options.vtab_test:
+        said.append(f"At most {job.options.vtab_test:,} test images of each task were scored.")
+    remarks = {name: result.data.note for name, result in results.items() if result.data.note}
+    return said + [f"{name}: {remark}." for name, remark in remarks.items()]

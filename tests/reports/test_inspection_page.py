@@ -1,0 +1,113 @@
+"""The page of an inspection."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from examples import HOSTILE, image_found, inspection
+
+from vitkit.inspection.result import Inspection
+from vitkit.reports.inspection import IMAGES_SHOWN, chosen, write_inspection
+from vitkit.reports.inspection_image import (
+    attention_figures,
+    on_grid,
+    prefix_shares,
+    told_apart,
+)
+
+GRID, LAYERS, HEADS = (4, 6), 3, 2
+FOUND = inspection(GRID, LAYERS, HEADS, 1)
+
+
+def written(tmp_path, found, **more):
+    page = write_inspection(tmp_path / "page.html", found, {"checkpoint": "runs/base"}, **more)
+    return page.read_text(encoding="utf-8")
+
+
+def test_all_that_was_found_is_on_the_page_the_notes_first(tmp_path):
+    page = written(tmp_path, FOUND, figures=tmp_path / "figures")
+    assert page.index("Attention is not an explanation.") < page.index("First layer</h2>")
+    for words in (
+        "28 tiles: principal components", "Variance explained",
+        "Similarity of 1d position embeddings, 4x6 tiles",
+        "-0.910 (untrained: none, since all are equally similar)", "Mean attention distance",
+        "33.0 if attention were alike everywhere", "Accuracy by layer", "Histogram of norms",
+        "1.23% of 96 patch tokens are outliers", "Attention of the class token to the patches",
+        "3 layers, 2 heads", "attention rollout", "attention flow", "Grad-CAM of", "relevance of",
+        "norms of the patch tokens", "Deletion", "Insertion", "Logit lens", ">embedding<",
+        "Nearest images", "no label, cosine 0.900", "runs/base",
+    ):  # fmt: skip
+        assert words in page, words
+    assert "<script" not in page
+    # the input, five kinds of heat, the norms, four neighbours
+    assert page.count("<img") == 11
+    names = {path.stem for path in (tmp_path / "figures").iterdir() if path.suffix == ".svg"}
+    assert {"filters", "positions", "attention-distance", "lens", "norms", "image-1-attention",
+            "image-1-others", "image-1-curve-1"} <= names  # fmt: skip
+
+
+def test_a_net_without_attention_has_a_page_of_what_there_is(tmp_path):
+    image = replace(
+        FOUND.images[0], layers=(), heads=(), attention=None, rollout=None, flow=None,
+        relevance=None, lens=(), patch_norms=None, faithfulness=(), neighbours=(),
+    )  # fmt: skip
+    found = Inspection("BiT-Example", "BiT", (64, 64), None, None, None, images=(image,),
+                       notes=("It has no attention.",), filters=FOUND.filters)  # fmt: skip
+    page = written(tmp_path, found)
+    assert "BiT, images of 64x64 pixels." in page and "It has no attention." in page
+    assert "Position embeddings" not in page and "rollout" not in page
+    assert page.count("<img") == 2  # the input, Grad-CAM
+
+
+def test_an_inspection_without_anything_has_a_page(tmp_path):
+    assert "ViT, images" in written(tmp_path, Inspection("x", "ViT", (8, 8), None, None, None))
+
+
+def test_tokens_before_the_patches_are_never_among_the_patches():
+    tokens = np.array([100.0, 50, *range(24)], np.float32)
+    np.testing.assert_array_equal(on_grid(tokens, FOUND), np.arange(24.0).reshape(4, 6))
+    image = replace(FOUND.images[0], attention=np.tile(tokens / tokens.sum(), (LAYERS, HEADS, 1)))
+    (drawn,) = attention_figures("key", image, GRID, prefix=2)
+    canvas = drawn.figure.axes[0].images[0].get_array()
+    # Stretched to 0..1: with the class token's 100 among them the patches would end at 0.23.
+    assert canvas[:4, :6].max() == 1 and canvas[:4, :6].min() == 0
+    assert canvas[3, 5] == 1
+    assert "shown apart" in drawn.caption
+
+
+def test_attention_to_tokens_that_are_no_patches_is_shown_as_numbers(tmp_path):
+    attention = np.zeros((LAYERS, HEADS, 26), np.float32)
+    attention[..., 0], attention[..., 1], attention[..., 2:] = 0.5, 0.25, 0.25 / 24
+    found = replace(FOUND, images=(replace(FOUND.images[0], attention=attention),))
+    shares = prefix_shares(found.images[0], found.prefix)
+    np.testing.assert_allclose(shares, [[0.5, 0.25, 0.25]] * LAYERS, atol=1e-6)
+    page = written(tmp_path, found)
+    assert '<td class="number">50.0%</td>\n<td class="number">25.0%</td>' in page
+    assert told_apart(("class", "register", "register")) == ["class", "register 1", "register 2"]
+
+
+def test_of_a_large_grid_some_positions_have_tiles_and_the_page_says_which(tmp_path):
+    found = replace(inspection((20, 5), 2, 2, 0), filters=None)
+    page = written(tmp_path, found)
+    assert "Of 20x5 patches 14x5 have a tile, evenly spaced." in page
+    assert chosen(14) == list(range(14)) and chosen(1) == [0]
+    assert chosen(37)[0] == 0 and chosen(37)[-1] == 36 and len({*chosen(37)}) == 14
+
+
+def test_of_many_images_the_first_are_shown(tmp_path):
+    image = replace(
+        image_found(0, GRID, 1, 1), attention=None, rollout=None, flow=None, faithfulness=(),
+        neighbours=(), relevance=None, grad_cam=None, lens=(), patch_norms=None,
+    )  # fmt: skip
+    page = written(tmp_path, Inspection("x", "ViT", (8, 8), GRID, 1, 1, images=(image,) * 30))
+    assert f"The first {IMAGES_SHOWN} of 30 images are shown." in page
+    assert page.count("<h3>") == IMAGES_SHOWN
+
+
+@pytest.mark.parametrize("rows", [LAYERS, LAYERS + 1])
+def test_the_lens_counts_layers_as_attention_does_and_names_the_embedding(tmp_path, rows):
+    image = replace(FOUND.images[0], lens=(((HOSTILE, 0.6),),) * rows)
+    page = written(tmp_path, replace(FOUND, images=(image,)))
+    assert (">embedding<" in page) == (rows == LAYERS + 1)
+    table = page[page.index("Logit lens") :]
+    assert ">2<" in table and ">3<" not in table

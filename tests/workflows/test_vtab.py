@@ -1,0 +1,173 @@
+"""`vitkit evaluate CHECKPOINT FOLDER --protocol vtab`: tasks that are there, missing, damaged."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from vitkit.cli import main
+from vitkit.data.checks import DataError
+from vitkit.data.transforms import Preprocessing
+from vitkit.errors import UsageError
+from vitkit.models.nets import make
+from vitkit.models.vit_config import ViTConfig
+from vitkit.prediction.model import Model
+from vitkit.workflows.evaluate import found
+from vitkit.workflows.protocols import vtab
+from vtab_sets import dsprites, lists, smallnorb, svhn, write
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_penalties():
+    """Each takes half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vtab, "L2", (1e-3, 1e-5))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = ViTConfig(
+        patch=8, width=24, depth=1, heads=2, mlp_width=48, classes=0, image_size=(16, 16)
+    )
+    return Model(make(config), [], Preprocessing(image_size=(16, 16)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three tasks of three groups, and one that is damaged."""
+    root = tmp_path_factory.mktemp("vtab")
+    svhn(root / "svhn", train=1010, test=60)
+    lists(root / "eurosat", classes=10, test=40)
+    smallnorb(root / "smallnorb", train=810, test=410)
+    dsprites(root / "dsprites")
+    write(root / "dsprites/dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz", b"PK")
+    return root
+
+
+FOUR = "svhn,eurosat,smallnorb_elevation,dsprites_location,dtd"
+
+
+@pytest.fixture(scope="module")
+def findings(model, folder):
+    return found(model, folder, "vtab", tasks=FOUR)[1]
+
+
+def row_of(findings, task: str) -> dict[str, str]:
+    [table] = findings.tables
+    return next(dict(zip(table.header, row, strict=True)) for row in table.rows if row[0] == task)
+
+
+def test_each_task_is_scored_on_its_test_images(findings):
+    # Grey tells the digit and red the class of eurosat; all images of smallNORB are one.
+    assert findings.metrics["svhn"] == 1
+    assert findings.metrics["eurosat"] == 1
+    assert findings.metrics["smallnorb_elevation"] < 0.3
+    assert findings.images == 60 + 40 + 205
+
+
+def test_the_means_are_over_the_tasks_that_were_scored(findings):
+    low = findings.metrics["smallnorb_elevation"]
+    assert findings.metrics["mean"] == pytest.approx((1 + 1 + low) / 3)
+    assert findings.metrics["natural"] == findings.metrics["specialized"] == 1
+    assert findings.metrics["structured"] == low
+
+
+def test_what_the_mean_lacks_is_said(findings):
+    notes = " ".join(findings.notes)
+    assert "The mean is over 3 of 19 tasks; without caltech101, cifar100, dtd," in notes
+    assert "dtd" in next(note for note in findings.notes if note.startswith("No folder"))
+    assert "dsprites_location is left out" in notes and "dsprites_ndarray" in notes
+    assert row_of(findings, "dtd")["top-1"] == "missing"
+    assert row_of(findings, "dsprites_location")["top-1"] == "damaged"
+
+
+def test_where_the_images_come_from_is_said_of_each_task(findings):
+    assert row_of(findings, "svhn")["split"] == "own draw (seed 0)"
+    assert row_of(findings, "eurosat")["split"] == "published list"
+    assert row_of(findings, "svhn")["test images"] == "60 of 26,032"
+    own = next(note for note in findings.notes if note.startswith("The 1,000"))
+    assert "svhn" in own and "smallnorb_elevation" in own and "eurosat" not in own
+    other = next(note for note in findings.notes if note.startswith("The test images"))
+    assert "smallnorb_elevation" in other
+
+
+def test_only_probes_are_to_be_compared_with_it(findings):
+    assert "compare only with probes" in findings.notes[0]
+
+
+def test_fewer_test_images_are_scored_where_that_is_asked_for_and_it_is_said(model, folder):
+    scored = found(model, folder, "vtab", tasks="svhn", vtab_test=20)[1]
+    assert scored.images == 20
+    assert row_of(scored, "svhn")["test images"] == "20 of 26,032"
+    assert any("At most 20 test images" in note for note in scored.notes)
+
+
+def test_a_damaged_image_leaves_out_its_task_alone(model, tmp_path):
+    svhn(tmp_path / "svhn", train=1000, test=10)
+    lists(tmp_path / "eurosat", classes=10)
+    write(tmp_path / "eurosat/images/3.jpg", b"no image")
+    scored = found(model, tmp_path, "vtab")[1]
+    assert set(scored.metrics) == {"mean", "natural", "svhn"}
+    assert any("eurosat is left out" in note and "3.jpg" in note for note in scored.notes)
+
+
+def test_without_any_task_there_is_an_error(model, tmp_path):
+    with pytest.raises(DataError, match="none of the tasks"):
+        found(model, tmp_path, "vtab")
+
+
+def test_a_task_that_is_unknown_is_the_words_fault(model, folder):
+    with pytest.raises(UsageError, match="smallnorb_azimuth"):
+        found(model, folder, "vtab", tasks="svhn,smallnorb_azimut")
+
+
+def test_data_must_be_one_folder(model):
+    with pytest.raises(UsageError, match="one folder"):
+        found(model, "digits", "vtab")
+
+
+def test_the_command_line_prints_the_means(model, folder, tmp_path, capsys):
+    model.save(tmp_path / "net")
+    words = [
+        "evaluate", str(tmp_path / "net"), str(folder), "--protocol", "vtab", "--tasks", "svhn",
+        "--json",
+    ]  # fmt: skip
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["metrics"] == {"mean": 1, "natural": 1, "svhn": 1}
+    assert result["data"] == str(folder)
+
+
+def test_the_probe_is_that_of_scikit_learn_at_the_penalty_that_does_best_on_the_others(monkeypatch):
+    penalties = (0.1, 1e-2, 1e-3, 1e-4)
+    monkeypatch.setattr(vtab, "L2", penalties)
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(4, 10))
+    y = random.integers(0, 4, 1000)
+    x = (centres[y] + 1.5 * random.normal(size=(1000, 10))).astype(np.float32)
+    fit, apart = slice(0, 800), slice(800, 1000)
+
+    def learned(rows, labels, l2):
+        scaler = StandardScaler().fit(rows)
+        model = LogisticRegression(C=1 / (len(rows) * l2), max_iter=2000, tol=1e-8)
+        return scaler, model.fit(scaler.transform(rows), labels)
+
+    def score(l2):
+        scaler, model = learned(x[fit], y[fit], l2)
+        rows = scaler.transform(x[apart])
+        loss = np.log(model.predict_proba(rows)[range(200), y[apart]]).mean()
+        return model.score(rows, y[apart]), loss
+
+    parts = [torch.from_numpy(array) for array in (x[fit], y[fit], x[apart], y[apart])]
+    weight, bias, l2 = vtab.probe(*parts, classes=4)
+    assert l2 == max(penalties, key=score)
+    scaler, both = learned(x, y, l2)
+    expected = both.decision_function(scaler.transform(x))
+    logits = (torch.from_numpy(x) @ weight.T + bias).numpy()
+    assert np.allclose(logits - logits.mean(1, keepdims=True),
+                       expected - expected.mean(1, keepdims=True), atol=1e-2)  # fmt: skip
