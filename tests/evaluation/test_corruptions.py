@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitkit.evaluation.corruption_table import CONSTANTS, USUAL
-from vitkit.evaluation.corruptions import FUNCTIONS, corrupted, plasma, standard
+from vitkit.evaluation.corruptions import FUNCTIONS, corrupted, moved, plasma, standard
 from vitkit.evaluation.corruptions import elastic_transform as elastic
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/corruptions/io.npz")
@@ -86,6 +86,20 @@ def test_motion_blur_leaves_a_trail_to_one_side_that_keeps_the_light():
     line = bright - torch.tensor([32.0, 32.0])
     assert float(torch.linalg.svdvals(line)[1]) < 2  # on a line
     assert (line[:, 1] <= 0).all() or (line[:, 1] >= 0).all()  # to one side
+
+
+@pytest.mark.parametrize("angle, down, right", [(0, 0, 1), (90, 1, 0), (-90, -1, 0), (45, 1, 1)])
+def test_a_trail_fades_like_half_a_gaussian(angle, down, right):
+    dot = np.zeros((21, 21, 1))
+    dot[10, 10] = 1
+    trail = moved(dot, 2, 1.5, angle)[..., 0]
+    weights = np.exp(-(np.arange(5) ** 2) / (2 * 1.5**2))
+    found = [trail[10 - i * down, 10 - i * right] for i in range(5)]
+    if angle != 45:
+        np.testing.assert_allclose(found, weights / weights.sum())
+    else:  # steps of one pixel along the diagonal come to 0, 1, 1, 2, 3
+        steps = np.bincount([0, 1, 1, 2, 3], weights / weights.sum(), minlength=5)
+        np.testing.assert_allclose(found, steps)
 
 
 def test_a_trail_keeps_an_even_picture_even_up_to_its_border():

@@ -18,6 +18,7 @@ from vitkit.models.bit import BiT, BiTConfig
 from vitkit.models.variants import build
 from vitkit.prediction.model import Model
 from vitkit.workflows.evaluate import found
+from vitkit.workflows.protocols.corruptions import corrupted_source
 
 FEW = Subset(digits().test or digits().val or digits().train, np.arange(60))
 SPLITS = Splits("some digits", FEW)
@@ -77,6 +78,14 @@ def test_each_share_is_that_of_the_pictures_corrupted_by_hand(model):
     assert [row[0] for row in table.rows] == ["contrast", "gaussian-noise", "mean"]
     assert table.rows[0][2] == f"{expected['contrast', 5]:.2%}"
     assert result.images == 60
+
+
+def test_every_picture_is_corrupted_by_draws_of_its_own_index():
+    source = corrupted_source(FEW, "gaussian-noise", 2, seed=4)
+    for index in (0, 7):
+        expected = corrupted(FEW.image(index), "gaussian-noise", 2, 4, index)
+        assert torch.equal(source.image(index), expected)
+    assert source.fingerprint() != corrupted_source(FEW, "gaussian-noise", 2, seed=5).fingerprint()
 
 
 def test_by_default_13_kinds_at_5_severities_are_tried(model):

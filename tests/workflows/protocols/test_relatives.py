@@ -29,6 +29,14 @@ def test_and_the_other_way_round(tmp_path):
     assert metrics["top1"] == pytest.approx(2 / 3)
 
 
+def test_a_first_word_that_is_anothers_second_is_told_apart_by_the_list_of_imagenet(tmp_path):
+    """A bathtub is a tub too."""
+    tub = WORDS.index("tub, vat")
+    write(tmp_path / "tub" / "a.png", tub)
+    write(tmp_path / "bathtub" / "a.png", 435)
+    assert vitkit.evaluate(reader(WORDS), tmp_path)["metrics"]["top1"] == 1
+
+
 def test_classes_that_are_no_imagenet_classes_are_still_refused(tmp_path):
     write(tmp_path / "tench" / "a.png", 0)
     write(tmp_path / "dragon" / "a.png", 0)

@@ -19,9 +19,10 @@ def class_numbers(known: Sequence[str], given: Sequence[str], title: str) -> Ten
     """For each class of the data its number in the net, by name: (K of the data,) int64.
 
     A name is looked for as it is; then without regard to case, underscores and spaces; then by
-    any of the names that commas part ("tench, Tinca tinca"); then as the same class of ImageNet
-    by another name, WordNet number included. DataError, with the names, where the
-    net knows no such class or more than one, or where two classes of the data are one of the net.
+    any of the names that commas part ("tench, Tinca tinca"); where that does not settle every
+    class, all are looked for as classes of ImageNet by any of their names, WordNet numbers
+    included. DataError, with the names, where the net knows no such class or more than one, or
+    where two classes of the data are one of the net.
     """
     if not known:
         raise UsageError(
@@ -32,11 +33,12 @@ def class_numbers(known: Sequence[str], given: Sequence[str], title: str) -> Ten
         return torch.arange(len(known))
     ways = [(forms, places(known, forms)) for forms in (exactly, folded, any_of)]
     found = [candidates(name, ways) for name in given]
+    if any(len(numbers) != 1 for numbers in found):
+        of_imagenet = same_imagenet_classes(known, given)
+        if None not in of_imagenet:
+            return torch.tensor(of_imagenet)
     unknown = [name for name, numbers in zip(given, found, strict=True) if not numbers]
     if unknown:
-        places = same_imagenet_classes(known, given)
-        if None not in places:
-            return torch.tensor(places)
         of_set = looks_like(given)
         how = "use --protocol few-shot, knn or linear" if of_set is None else f"--classes {of_set}"
         raise DataError(

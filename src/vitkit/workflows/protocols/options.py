@@ -28,15 +28,14 @@ class ProtocolOptions:
         Literal["imagenet-r", "imagenet-a", "imagenet-v2", "imagenet-sketch", "objectnet"] | None
     ) = None
     """Top-k: DATA is this set made beside ImageNet; it is scored among the set's own classes."""
-    real: str | None = None
+    real: str = ""
     """Real: the ReaL labels, real.json of google-research/reassessed-imagenet."""
     corruptions: str = ""
     """Corruptions: which ones, with commas between them; 13 of ImageNet-C's 15 by default."""
     severities: str = "1,2,3,4,5"
     """Corruptions: how strong, 1 to 5."""
     shifts: str = ""
-    """Translations: by how many pixels of the net's input, with commas between them; by default up
-    to 1/8 of its side."""
+    """Translations: by how many pixels, with commas between; by default up to 1/8 of the side."""
     seed: int = 0
     """Corruptions: of their draws."""
     tasks: str = ""

@@ -20,7 +20,7 @@ from vitkit.workflows.protocols.job import Job
 
 def run(job: Job) -> Findings:
     """{"real", "top1"} over the images that have ReaL labels, "top1_all" over all."""
-    if job.options.real is None:
+    if not job.options.real:
         raise UsageError(
             "real compares with the ReaL labels; add --real FILE, real.json of "
             "google-research/reassessed-imagenet"
