@@ -161,7 +161,7 @@ class Evaluate(Computing):
     """Folders, lists of labels, parquet files, tar shards, URLs, 'digits': docs/data.md."""
     protocol: Literal["top-k", "few-shot", "vtab"] = "top-k"
     """top-k: accuracy on every image; few-shot: least squares on 1 to 25 images of each class;
-    vtab: the 19 tasks of VTAB-1k in the folder DATA, by linear probes."""
+    vtab: the 19 tasks of VTAB-1k in the folder DATA, by linear probes or fine-tuning."""
     train: tuple[str, ...] = ()
     """Few-shot: where to take the shots from; by default DATA's training images."""
     options: Annotated[ProtocolOptions, tyro.conf.arg(name="")] = field(

@@ -41,7 +41,7 @@ def evaluate(
     split, else all) and matches classes by name. "few-shot" fits a linear classifier in closed form
     on 1, 5, 10 and 25 images of each class from `train`, DATA's own training split, or a half held
     apart, and scores the others; the classes may be any. "vtab" takes a folder of the data sets of
-    VTAB-1k, and fits a linear probe for each of its tasks. `options` are fields of
+    VTAB-1k, and fits a linear probe, or fine-tunes, for each of its tasks. `options` are fields of
     vitkit.workflows.protocols.options.ProtocolOptions.
     """
     began = time.perf_counter()
