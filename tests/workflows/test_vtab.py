@@ -16,15 +16,15 @@ from vitkit.models.nets import make
 from vitkit.models.vit_config import ViTConfig
 from vitkit.prediction.model import Model
 from vitkit.workflows.evaluate import found
-from vitkit.workflows.protocols import vtab
-from vtab_sets import dsprites, lists, smallnorb, svhn, write
+from vitkit.workflows.protocols import vtab_methods
+from vtab_sets import lists, smallnorb, svhn, write
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few_penalties():
     """Each takes half a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vtab, "L2", (1e-3, 1e-5))
+        patch.setattr(vtab_methods, "L2", (1e-3, 1e-5))
         yield
 
 
@@ -39,12 +39,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three tasks of three groups, and one that is damaged."""
+    """Tasks of three groups, and one that is damaged."""
     root = tmp_path_factory.mktemp("vtab")
     svhn(root / "svhn", train=1010, test=60)
     lists(root / "eurosat", classes=10, test=40)
+    lists(root / "patch_camelyon", classes=2, test=40)
     smallnorb(root / "smallnorb", train=810, test=410)
-    dsprites(root / "dsprites")
     write(root / "dsprites/dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz", b"PK")
     return root
 
@@ -121,6 +121,33 @@ def test_without_any_task_there_is_an_error(model, tmp_path):
         found(model, tmp_path, "vtab")
 
 
+def test_a_net_is_fine_tuned_on_the_1000_images(model, folder):
+    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    scored = found(
+        model, folder, "vtab", tasks="patch_camelyon", vtab_method="finetune", vtab_steps=30,
+        vtab_side=16,
+    )[1]  # fmt: skip
+    assert scored.metrics["patch_camelyon"] == 1
+    assert row_of(scored, "patch_camelyon")["fitted by"] == "30 steps at 16 px"
+    assert "table4-vtab" in scored.notes[0]
+    for name, tensor in model.net.state_dict().items():
+        assert torch.equal(tensor, before[name])  # the net that was given is as it was
+
+
+def test_fine_tuning_leaves_nothing_behind(model, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found(model, folder, "vtab", tasks="patch_camelyon", vtab_method="finetune", vtab_steps=1,
+          vtab_side=16)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [{"vtab_test": -1}, {"vtab_steps": -1}, {"vtab_method": "svm"}])
+def test_a_value_that_cannot_be_is_the_words_fault(model, folder, words):
+    with pytest.raises(UsageError, match=next(iter(words))):
+        found(model, folder, "vtab", **words)
+
+
 def test_a_task_that_is_unknown_is_the_words_fault(model, folder):
     with pytest.raises(UsageError, match="smallnorb_azimuth"):
         found(model, folder, "vtab", tasks="svhn,smallnorb_azimut")
@@ -145,7 +172,7 @@ def test_the_command_line_prints_the_means(model, folder, tmp_path, capsys):
 
 def test_the_probe_is_that_of_scikit_learn_at_the_penalty_that_does_best_on_the_others(monkeypatch):
     penalties = (0.1, 1e-2, 1e-3, 1e-4)
-    monkeypatch.setattr(vtab, "L2", penalties)
+    monkeypatch.setattr(vtab_methods, "L2", penalties)
     random = np.random.default_rng(0)
     centres = random.normal(size=(4, 10))
     y = random.integers(0, 4, 1000)
@@ -164,7 +191,7 @@ def test_the_probe_is_that_of_scikit_learn_at_the_penalty_that_does_best_on_the_
         return model.score(rows, y[apart]), loss
 
     parts = [torch.from_numpy(array) for array in (x[fit], y[fit], x[apart], y[apart])]
-    weight, bias, l2 = vtab.probe(*parts, classes=4)
+    weight, bias, l2 = vtab_methods.probe(*parts, classes=4)
     assert l2 == max(penalties, key=score)
     scaler, both = learned(x, y, l2)
     expected = both.decision_function(scaler.transform(x))

@@ -15,7 +15,7 @@ from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Subset
 from vitkit.data.transforms import Preprocessing
 from vitkit.evaluation.topk import features_of
-from vitkit.inspection.attention import attention, patch_token
+from vitkit.inspection.attention import attention, patch_token, pool_attention, read_by_head
 from vitkit.inspection.faithfulness import faithfulness
 from vitkit.inspection.flow import flow
 from vitkit.inspection.grad_cam import grad_cam
@@ -88,7 +88,11 @@ def with_attention(
     if asked.maps:
         found = replace(found, maps=attention(net, one, layers, heads)[0].numpy())
     if asked.flow:
-        found = replace(found, flow=flow(attention(net, one)[0]))
+        pooled = pool_attention(net, one)
+        shares = read_by_head(net)
+        if pooled is not None:
+            shares = F.pad(pooled[0].mean(dim=0), (net.config.prefix, 0))
+        found = replace(found, flow=flow(attention(net, one)[0], shares))
     return found
 
 
