@@ -229,7 +229,7 @@ def test_a_swept_penalty_is_chosen_without_a_look_at_the_scored_images():
     _, findings = found(fresh(), data, "few-shot", shots=(1, 5), sweep_l2=True)
     assert any("training images held apart" in note for note in findings.notes)
     chosen = [row[-1] for row in findings.tables[0].rows]
-    assert all(np.log2(float(l2)) % 2 == 0 for l2 in chosen)
+    assert all(-10 <= np.log2(float(l2)) <= 20 for l2 in chosen)
     # Other labels of the scored images change the accuracy, never the choice.
     data.val.labels = (data.val.labels + 3) % 10
     _, other = found(fresh(), data, "few-shot", shots=(1, 5), sweep_l2=True)
