@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 
 import vitkit.evaluation.fewshot as module
 from vitkit.errors import VitkitError
-from vitkit.evaluation.fewshot import few_shot, least_squares_accuracy, ridge
+from vitkit.evaluation.fewshot import few_shot, few_shot_accuracies, least_squares_accuracy, ridge
 
 Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -189,3 +189,18 @@ def test_no_possible_shots_are_an_error_that_says_how_many_images_there_are():
     train, labels, test, test_labels = clusters(8, 8)
     with pytest.raises(VitkitError, match="smallest class has 2 training images; 5 are needed"):
         few_shot(train, labels, test, test_labels, shots=(5, 10))
+
+
+@pytest.mark.parametrize(("train", "width"), SHAPES)
+@pytest.mark.parametrize("l2", [1.0, 2.0**10])
+def test_the_weights_are_those_of_scikit_learns_ridge_without_an_intercept(train, width, l2):
+    x, _, targets = prepared(clusters(train, width))
+    theirs = Ridge(alpha=l2, fit_intercept=False, solver="svd").fit(x, targets).coef_.T
+    np.testing.assert_allclose(ridge(x, targets, np.array([l2]))[0], theirs, atol=1e-8)
+
+
+def test_several_penalties_and_seeds_give_an_accuracy_each():
+    case = clusters(120, 8)
+    found = few_shot_accuracies(*case, [1, 5], [0, 1, 2], [1.0, 100.0])
+    assert {shot: values.shape for shot, values in found.items()} == {1: (3, 2), 5: (3, 2)}
+    assert found[5][:, 1].mean() == few_shot(*case, [5], [0, 1, 2], 100.0)["5shot"]

@@ -82,7 +82,7 @@ def test_of_rows_at_one_distance_the_first_are_nearer():
 def test_every_kind_of_product_finds_the_same(first, monkeypatch):
     monkeypatch.setattr(module, "kinds", lambda: [first])
     monkeypatch.setattr(module, "AT_ONCE", 5000)  # several parts of everything
-    x, y, queries = drawn("in clusters")
+    x, _, queries = drawn("in clusters")
     found = nearest(x, queries, 10, "cosine")
     rows = torch.nn.functional.normalize(torch.from_numpy(x).double(), dim=1)
     asked = torch.nn.functional.normalize(torch.from_numpy(queries).double(), dim=1)
@@ -106,7 +106,7 @@ def test_a_row_of_zeros_is_at_the_cosine_distance_1_from_all():
 
 
 def test_zeros_among_many_rows_are_at_distance_1_by_coarse_products_too():
-    x, y, queries = drawn("without structure")
+    x, _, queries = drawn("without structure")
     x[::7], queries[::11] = 0, 0
     found = nearest(x, queries, 5, "cosine")
     assert not (x[found[1::11].numpy()] == 0).all(-1).any()

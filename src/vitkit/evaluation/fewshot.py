@@ -17,7 +17,7 @@ from vitkit.errors import VitkitError
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
 L2 = 2.0**10  # big_vision's; the paper's is unpublished
-SWEEP = tuple(2.0**power for power in range(-10, 21, 2))  # penalties to choose from
+SWEEP = tuple(2.0**power for power in range(-10, 21))  # penalties to choose from
 AT_ONCE = 4096  # images whose scores are held at once
 BIAS = 100.0  # the constant feature appended; it lies inside the penalty
 

@@ -13,7 +13,9 @@ from vitkit.plain import Curve, Table
 class Confusion:
     """How often each class was taken for each."""
 
-    class_names: tuple[str, ...]  # K
+    # K classes of the data; where the net took some for classes that the data lack, the last is
+    # "another class" and stands for all of those: its row is empty.
+    class_names: tuple[str, ...]
     counts: np.ndarray  # (K, K) int64: row the true class, column the predicted one
 
 

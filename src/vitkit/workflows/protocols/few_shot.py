@@ -23,31 +23,38 @@ def run(job: Job) -> Findings:
     x, y = (tensor.numpy() for tensor in finite_features(job, pool))
     x_test, y_test = (tensor.numpy() for tensor in finite_features(job, scored))
     options, seeds = job.options, range(job.options.seeds)
-    notes, apart = [], np.empty(0, np.int64)
+    notes: list[str] = []
     if options.sweep_l2:
         apart = held_out(y)
-    rest = np.setdiff1d(np.arange(len(y)), apart)
-    wanted = sorted(set(options.shots))
-    shots = possible_shots(y[rest], wanted)
-    penalties = dict.fromkeys(shots, options.l2)
-    if options.sweep_l2:
-        chosen = few_shot_accuracies(x[rest], y[rest], x[apart], y[apart], shots, seeds, SWEEP)
+        rest = np.setdiff1d(np.arange(len(y)), apart)
+        x_apart, y_apart, x, y = x[apart], y[apart], x[rest], y[rest]
+        wanted, shots = shots_of(options.shots, y)
+        chosen = few_shot_accuracies(x, y, x_apart, y_apart, shots, seeds, SWEEP)
         penalties = {shot: SWEEP[int(chosen[shot].mean(0).argmax())] for shot in shots}
         notes.append(
             "The penalty was chosen for each number of shots among powers of two from "
             f"2^{log2(SWEEP[0]):g} to 2^{log2(SWEEP[-1]):g} by {len(apart):,} training images held "
             "apart, of which no shots were taken; the scored images had no part in it."
         )
+    else:
+        wanted, shots = shots_of(options.shots, y)
+        penalties = dict.fromkeys(shots, options.l2)
     found = {
-        shot: few_shot_accuracies(x[rest], y[rest], x_test, y_test, [shot], seeds, [l2])[shot][:, 0]
+        shot: few_shot_accuracies(x, y, x_test, y_test, [shot], seeds, [l2])[shot][:, 0]
         for shot, l2 in penalties.items()
     }
-    notes += left_out(wanted, shots, y[rest], pool.class_names)
+    notes += left_out(wanted, shots, y, pool.class_names)
     return Findings(
         {f"{shot}shot": float(values.mean()) for shot, values in found.items()},
         tables=(table_of(found, penalties),), curves=(curve_of(found),), notes=tuple(notes),
         images=len(scored),
     )  # fmt: skip
+
+
+def shots_of(asked: tuple[int, ...], labels: np.ndarray) -> tuple[list[int], list[int]]:
+    """Those asked for, each once, and those of them that there are images for."""
+    wanted = sorted(set(asked))
+    return wanted, possible_shots(labels, wanted)
 
 
 def held_out(labels: np.ndarray) -> np.ndarray:
