@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from vitkit.workflows.protocols.job import Job
 
 LEARN = ("few-shot", "knn", "linear")  # the protocols that --train is for
-PAGE = "report.html"  # in the folder that --out names
 
 
 def evaluation_words(argv: list[str]) -> Evaluate:
@@ -30,15 +29,17 @@ def evaluation_words(argv: list[str]) -> Evaluate:
             f"--train is where {', '.join(LEARN)} learn from, and {words.protocol} learns nothing; "
             "add --protocol few-shot, say"
         )
-    if words.out is not None and Path(words.out).suffix == ".html" and Path(words.out).is_dir():
-        raise UsageError(f"{words.out}: is a folder; give another name for the page")
+    if words.figures is not None and words.out is None:
+        raise UsageError("--figures are those of the page; add -o PAGE.html")
     return words
 
 
 def show_evaluation(words: Evaluate, model: Model, writes: bool) -> dict[str, Any]:
     """Evaluate and print; of several processes the one that `writes` writes the report."""
     from vitkit.workflows.evaluate import found, result_of
+    from vitkit.workflows.pages import page_at
 
+    page = page_at(words.out) if words.out is not None and writes else None
     began = time.perf_counter()
     job, findings = found(
         model, words.data, words.protocol, train=words.train or None, device=words.device,
@@ -47,8 +48,8 @@ def show_evaluation(words: Evaluate, model: Model, writes: bool) -> dict[str, An
     result = result_of(job, findings, words.protocol, time.perf_counter() - began)
     print_findings(findings)
     print(f"{result['images']:,} images of {result['data']} in {result['seconds']:.0f} seconds")
-    if words.out is not None and writes:
-        page = write_report(words, job, findings, result)
+    if page is not None:
+        write_report(page, words, job, findings, result)
         print(printable(f"wrote {page}"))
         result["report"] = str(page)
     print(f"Next: vitkit predict {words.checkpoint} IMAGES/ -o predictions.csv")
@@ -81,14 +82,13 @@ def is_loss(name: str) -> bool:
     return name.endswith("loss")
 
 
-def write_report(words: Evaluate, job: Job, findings: Findings, result: dict[str, Any]) -> Path:
+def write_report(
+    page: Path, words: Evaluate, job: Job, findings: Findings, result: dict[str, Any]
+) -> None:
     """The page, and beside it the findings as JSON and arrays."""
     from vitkit.plain import save
     from vitkit.reports.evaluation import write_evaluation
 
-    out = Path(words.out or "")
-    page = out if out.suffix == ".html" else out / PAGE
-    page.parent.mkdir(parents=True, exist_ok=True)
     save(findings, page.with_suffix(""))
     about = {
         "checkpoint": words.checkpoint, "data": result["data"], "protocol": words.protocol,
@@ -96,4 +96,5 @@ def write_report(words: Evaluate, job: Job, findings: Findings, result: dict[str
         "device": str(next(job.model.net.parameters()).device), "processes": job.world.size,
         "options": asdict(words.options),
     }  # fmt: skip
-    return write_evaluation(page, findings, about)
+    figures = None if words.figures is None else Path(words.figures)
+    write_evaluation(page, findings, about, figures)

@@ -18,14 +18,15 @@ def inspect(argv: list[str]) -> Any:
     require(words.checkpoint, "inspect", "CHECKPOINT, a bundle, a run or a file of weights")
     from vitkit.prediction.model import load
     from vitkit.workflows.inspect import inspect, write
+    from vitkit.workflows.pages import page_at
 
-    model = load(words.checkpoint)
+    page, model = page_at(words.out), load(words.checkpoint)
     found = inspect(
         model, list(words.images) or None, data=words.data or None, device=words.device,
         **asdict(words.options),
     )  # fmt: skip
     about = {"checkpoint": words.checkpoint, "data": " ".join(words.data)}
-    page = write(found, words.out, about, None if words.figures is None else Path(words.figures))
+    write(found, page, about, None if words.figures is None else Path(words.figures))
     show(found)
     print(f"wrote {page}" + (f", figures in {words.figures}" if words.figures else ""))
     print(f"Next: {following(words)}")

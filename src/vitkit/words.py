@@ -189,6 +189,8 @@ class Evaluate(Computing):
     """Where few-shot, knn and linear learn from; by default DATA's training images."""
     out: Annotated[str | None, shown("PAGE.html", aliases=["-o"])] = None
     """Write a report there, or a folder with report.html; what was found lies beside it."""
+    figures: Annotated[str | None, shown("DIR")] = None
+    """Write every figure of the report there as well, as PNG and SVG."""
     cache: bool = True
     """Keep features and logits, and take those that are kept; --no-cache computes them anew."""
     gpus: Annotated[int | None, shown("N")] = None

@@ -34,7 +34,6 @@ from vitkit.prediction.model import Model, load
 from vitkit.training.precision import choose_device
 from vitkit.workflows.inspect_images import images_found
 from vitkit.workflows.inspect_options import InspectOptions
-from vitkit.workflows.pages import page_at
 from vitkit.workflows.protocols.classes import class_numbers, renumber
 
 BATCH = 32
@@ -80,12 +79,11 @@ def inspect(
 
 
 def write(
-    found: Inspection, out: str | Path, about: dict[str, Any], figures: Path | None = None
+    found: Inspection, page: Path, about: dict[str, Any], figures: Path | None = None
 ) -> Path:
-    """Write report.html, and report.json and report.npz beside it -> the page."""
+    """Write the page, and beside it the same as JSON and npz (vitkit.plain)."""
     from vitkit.reports.inspection import write_inspection  # matplotlib takes a while
 
-    page = page_at(out)
     save(found, page.with_suffix(""))
     return write_inspection(page, found, about, figures)
 

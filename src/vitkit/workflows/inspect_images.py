@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitkit.data.decode import ImageError
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Subset
 from vitkit.data.transforms import Preprocessing
@@ -29,12 +28,12 @@ from vitkit.models.t2t import T2TViT
 from vitkit.models.vit import VisionTransformer
 from vitkit.prediction.model import Model
 from vitkit.workflows.inspect_options import InspectOptions
+from vitkit.workflows.pictures import picture
 
 BATCH = 32
 TOP = 5  # classes of the prediction
 OF_LAYER = 3  # classes of the logit lens
 SEARCHED = 20_000  # training images among which neighbours are looked for, evenly spread
-THUMBNAIL = 96  # pixels
 
 
 def images_found(
@@ -158,20 +157,7 @@ def with_neighbours(
 
 def neighbour(train: Source, index: int, cosine: float) -> Neighbour:
     label = None if train.multi_label else train.class_names[int(train.labels[index])]
-    return Neighbour(train.name(index), label, cosine, thumbnail(train, index))
-
-
-def thumbnail(source: Source, index: int) -> np.ndarray | None:
-    """(h, w, 3) uint8, at most 96 pixels; None where the image cannot be read."""
-    try:
-        image = source.image(index)
-    except (ImageError, OSError):
-        return None
-    scale = THUMBNAIL / max(image.shape[1:])
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in image.shape[1:]]
-        image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return image.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Neighbour(train.name(index), label, cosine, picture(train, index))
 
 
 def picture_of(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
