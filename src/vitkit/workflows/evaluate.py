@@ -56,8 +56,8 @@ def evaluate(
     ImageNet's validation images by their ReaL labels, "corruptions" pictures with noise, blur,
     weather and compression, "translations" pictures moved by a few pixels. "vtab" takes a folder of
     the data sets of VTAB-1k, and fits a linear probe, or fine-tunes, for each task. `options` are
-    fields of vitkit.workflows.protocols.options.ProtocolOptions. Features and logits are kept in vitkit's
-    cache folder (docs/data.md) unless `cache` is False.
+    fields of vitkit.workflows.protocols.options.ProtocolOptions. Features and logits are kept in
+    vitkit's cache folder (docs/data.md) unless `cache` is False.
     """
     began = time.perf_counter()
     job, findings = found(

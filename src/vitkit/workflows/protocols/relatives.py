@@ -60,6 +60,7 @@ def among_set(
     best = torch.stack([logits[:, group].amax(dim=1) for group in columns], dim=1)
     called = [imagenet_classes()[group[0]].names for group in groups]
     for place, name in zip(places, source.class_names, strict=True):
+        assert place is not None
         called[place] = name  # as the data call it
     return source, best, labels, torch.tensor(places), called, tuple(notes)
 
