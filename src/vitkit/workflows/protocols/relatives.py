@@ -40,14 +40,14 @@ def among_set(
     source, groups = job.scored, classes_of_set(title)
     one_label(source, f"--classes {title}")
     columns = columns_of(job.model.class_names, groups, title)
-    places, notes = places_in_set(title, source.class_names), [said(title, len(groups))]
-    if None in places:
+    names, notes = source.class_names, [said(title, len(groups))]
+    found = zip(names, places_in_set(title, names), strict=True)
+    places = {name: place for name, place in found if place is not None}
+    if not places:
+        raise DataError(f"{job.splits.name}: ImageNet has no class for any of these folders")
+    if len(places) < len(names):
         whole = len(source)
-        inside = [n for n, p in zip(source.class_names, places, strict=True) if p is not None]
-        if not inside:
-            raise DataError(f"{job.splits.name}: ImageNet has no class for any of these folders")
-        source = only_classes(source, inside)
-        places = [place for place in places if place is not None]
+        source = only_classes(source, list(places))
         notes.append(
             f"{whole - len(source):,} of {whole:,} images are left out: ImageNet has no class for "
             "their folders."
@@ -59,10 +59,9 @@ def among_set(
     logits, labels = job.logits(source)
     best = torch.stack([logits[:, group].amax(dim=1) for group in columns], dim=1)
     called = [imagenet_classes()[group[0]].names for group in groups]
-    for place, name in zip(places, source.class_names, strict=True):
-        assert place is not None
+    for name, place in places.items():
         called[place] = name  # as the data call it
-    return source, best, labels, torch.tensor(places), called, tuple(notes)
+    return source, best, labels, torch.tensor(list(places.values())), called, tuple(notes)
 
 
 def columns_of(known: list[str], groups: list[tuple[int, ...]], title: str) -> list[list[int]]:
