@@ -8,6 +8,7 @@ import pytest
 from examples import ABOUT, HOSTILE, confusion, findings
 
 from vitkit.evaluation.findings import Calibration, Confusion, Findings
+from vitkit.plain import Table
 from vitkit.reports.evaluation import confusion_parts, frequent, shown, write_evaluation
 
 
@@ -93,3 +94,11 @@ def test_hostile_names_do_not_break_a_figure(tmp_path):
     counts = np.ones((6, 6), np.int64)
     page = written(tmp_path, Findings({}, confusion=Confusion(names, counts)))
     assert "<svg" in page and "日本" in page and "\x00" not in page
+
+
+def test_confusions_that_an_evaluation_lists_are_not_listed_again(tmp_path):
+    title = "Most frequent confusions"
+    table = Table(title, ("class", "taken for"), (("a", "b"),))
+    page = written(tmp_path, Findings({}, confusion=confusion(5), tables=(table,)))
+    assert page.count(title) == 1 and "Confusion matrix of 5" in page
+    assert written(tmp_path, Findings({}, confusion=confusion(5))).count(title) == 1

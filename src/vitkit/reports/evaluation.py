@@ -34,6 +34,7 @@ from vitkit.reports.page import (
 
 NUMBERED, MAPPED = 20, 200  # classes: of more a confusion matrix has no numbers, is no figure
 CONFUSIONS = 25  # that are listed
+CONFUSED = "Most frequent confusions"
 OPENED = 20  # classes; a longer table is folded
 
 
@@ -79,7 +80,7 @@ def sections(findings: Findings, about: Mapping[str, Any]) -> list[Section]:
         Section("Tables", [table(one) for one in findings.tables]),
         Section("Curves", curves(findings)),
         Section("Classes", class_parts(findings)),
-        Section("Confusion", confusion_parts(findings.confusion)),
+        Section("Confusion", confusion_parts(findings.confusion, listed(findings))),
         Section("Calibration", calibration_parts(findings.calibration)),
         Section("Worst mistakes", mistake_parts(
             "worst", "The true class had the smallest probability.", findings.worst)),
@@ -113,7 +114,12 @@ def class_parts(findings: Findings) -> list[Part]:
     return [*parts, Text(said)] if without else parts
 
 
-def confusion_parts(found: Confusion | None) -> list[Part]:
+def listed(findings: Findings) -> bool:
+    """Whether the most frequent confusions are among the tables already."""
+    return any(one.title == CONFUSED for one in findings.tables)
+
+
+def confusion_parts(found: Confusion | None, listed: bool = False) -> list[Part]:
     """The matrix as a figure where it can be seen, and the most frequent confusions."""
     if found is None:
         return []
@@ -123,12 +129,12 @@ def confusion_parts(found: Confusion | None) -> list[Part]:
     if NUMBERED < len(found.class_names) <= MAPPED:
         numbers = [(str(n), name) for n, name in enumerate(found.class_names)]
         parts.append(Fold("Classes by their numbers in the figure", [Rows(("", "class"), numbers)]))
+    if listed:
+        return parts
     rows = frequent(found)
     if not rows:
         return [*parts, Text("No image was taken for another class.")]
-    most = Rows(
-        ("true class", "taken for", "images", "of the class"), rows, "Most frequent confusions"
-    )
+    most = Rows(("true class", "taken for", "images", "of the class"), rows, CONFUSED)
     return [*parts, most]
 
 

@@ -176,6 +176,7 @@ def write_page(
     if figures is not None:
         write_figures(figures, sections)
     svg = cache(Drawing.svg)  # drawn once, however often the page is put together
+    page = b""
     for side, shown, said in STEPS:
         note = f"{said}: the page would exceed 10 MB." if said else ""
         page = utf8(render(title, summary, sections, svg, side, shown, note))
