@@ -1,6 +1,7 @@
 """`vitkit evaluate CHECKPOINT FOLDER --protocol vtab`: tasks that are there, missing, damaged."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from vitkit.models.vit_config import ViTConfig
 from vitkit.prediction.model import Model
 from vitkit.workflows.evaluate import found
 from vitkit.workflows.protocols import vtab_methods
+from vitkit.workflows.protocols.vtab import means
 from vtab_sets import lists, smallnorb, svhn, write
 
 
@@ -75,6 +77,13 @@ def test_the_means_are_over_the_tasks_that_were_scored(findings):
     assert findings.metrics["mean"] == pytest.approx((1 + 1 + low) / 3)
     assert findings.metrics["natural"] == findings.metrics["specialized"] == 1
     assert findings.metrics["structured"] == low
+
+
+def test_a_task_counts_as_much_as_another_whatever_its_group():
+    shares = {"svhn": 0.5, "dtd": 0.7, "eurosat": 0.9}
+    scored = {name: SimpleNamespace(top1=share) for name, share in shares.items()}
+    found = means(scored)  # pyright: ignore[reportArgumentType]
+    assert found == pytest.approx({"mean": 0.7, "natural": 0.6, "specialized": 0.9, **shares})
 
 
 def test_what_the_mean_lacks_is_said(findings):
