@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitkit.data.changed import Changed
 from vitkit.data.checks import digest
 from vitkit.data.opening import open_data
 from vitkit.data.pipeline import evaluation_batches
@@ -73,7 +74,7 @@ class Job:
         """What the net makes of every image, in order: kept, or computed now and kept."""
         if not len(source):
             raise VitkitError("no images to evaluate")
-        if not self.cache:
+        if not self.cache or isinstance(source, Changed):  # of which there may be very many
             return self.computed(source, what)
         of_images = together(source.fingerprint)
         key = digest([what, self.net_fingerprint, of_images])[:32]
