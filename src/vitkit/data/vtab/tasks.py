@@ -3,8 +3,8 @@
 Tasks, groups and labels: "A Large-scale Study of Representation Learning with the Visual Task
 Adaptation Benchmark" (Zhai et al., arXiv 1910.04867, Table 1 and Appendix A) and
 google-research/task_adaptation, task_adaptation/data/*.py. Numbers of test images: the builders of
-tensorflow/datasets that these files name, and "Visual Prompt Tuning" (Jia et al., arXiv 2203.12119,
-Table of VTAB-1k).
+tensorflow/datasets that these files name; those of DMLab and KITTI could not be checked against
+them, and only decide whether the page calls the test split the published one.
 """
 
 from __future__ import annotations
