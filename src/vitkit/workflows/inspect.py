@@ -34,6 +34,7 @@ from vitkit.prediction.model import Model, load
 from vitkit.training.precision import choose_device
 from vitkit.workflows.inspect_images import images_found
 from vitkit.workflows.inspect_options import InspectOptions
+from vitkit.workflows.progress import told
 from vitkit.workflows.protocols.classes import class_numbers, renumber
 
 BATCH = 32
@@ -185,7 +186,8 @@ def over(
         notes.append(f"Accuracy by layer is left out: {error}.")
 
     def batches() -> Iterable[Batch]:
-        for batch in evaluation_batches(source, model.preprocessing, BATCH, threads):
+        read = evaluation_batches(source, model.preprocessing, BATCH, threads)
+        for batch in told(read, len(source), "inspected"):
             labels = batch.labels
             if number is not None:
                 labels = renumber(labels, number, len(model.class_names))

@@ -29,6 +29,7 @@ from vitkit.models.vit import VisionTransformer
 from vitkit.prediction.model import Model
 from vitkit.workflows.inspect_options import InspectOptions
 from vitkit.workflows.pictures import picture
+from vitkit.workflows.progress import told
 
 BATCH = 32
 TOP = 5  # classes of the prediction
@@ -44,7 +45,8 @@ def images_found(
     threads: int,
 ) -> tuple[ImageFound, ...]:
     """Each image, looked into; with `train` also its nearest neighbours among those."""
-    found = tuple(of_image(model, name, image, asked) for name, image in shown)
+    slow = told(shown, len(shown), "looked into", size=lambda _: 1)
+    found = tuple(of_image(model, name, image, asked) for name, image in slow)
     if train is None or not found or not asked.neighbours:
         return found
     return with_neighbours(model, found, [image for _, image in shown], train, asked, threads)
@@ -143,6 +145,7 @@ def with_neighbours(
     if len(train) > SEARCHED:
         places = np.linspace(0, len(train) - 1, SEARCHED).round().astype(np.int64)
     batches = evaluation_batches(Subset(train, places), model.preprocessing, BATCH, threads)
+    batches = told(batches, len(places), "searched for neighbours")
     index, _ = features_of(lambda batch: model.run(model.net.features, batch), batches)
     query = model.run(model.net.features, torch.stack(list(images)))
     rows, cosines = neighbours(query, index, asked.neighbours)

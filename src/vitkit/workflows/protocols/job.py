@@ -21,8 +21,8 @@ from vitkit.errors import VitkitError
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.training.world import World, of_all, together, total
+from vitkit.workflows.progress import told
 from vitkit.workflows.protocols.options import ProtocolOptions
-from vitkit.workflows.protocols.progress import told
 
 BATCH = 256
 
