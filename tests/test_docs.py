@@ -12,7 +12,10 @@ import torch
 
 import vitkit
 from vitkit.cli import main
+from vitkit.inspection.result import Inspection
+from vitkit.plain import load
 
+EVALUATION_PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 DATA_PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 TRANSFER_PAGE = Path(__file__).parents[1] / "docs" / "transfer.md"
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
@@ -100,3 +103,22 @@ def test_the_commands_of_the_transfer_page_work_one_after_another(tmp_path, monk
     same = [torch.equal(base.blocks[n].mlp.dense1.weight, upper.blocks[n].mlp.dense1.weight)
             for n in range(len(base.blocks))]  # fmt: skip
     assert all(same), "a net of two blocks, both frozen"
+
+
+def test_the_commands_of_the_evaluation_page_work_one_after_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = BLOCK.findall(EVALUATION_PAGE.read_text())
+    blocks = [text for language, _, text in found if language == "console"]
+    printed = {}
+    for words in [words for text in blocks for words in COMMAND.findall(text)]:
+        assert main(words.split()) == 0, f"vitkit {words}\n{capsys.readouterr().err}"
+        printed[words] = capsys.readouterr().out
+    assert "5 shots" in "".join(printed.values())
+    for written in (
+        "runs/top-k/report.html", "runs/top-k/report.npz", "weights.html", "compare.html",
+        "runs/opened/report.json", "figures/positions.svg",
+    ):  # fmt: skip
+        assert (tmp_path / written).is_file(), written
+    found = load(Inspection, tmp_path / "runs" / "opened" / "report")
+    assert found.distances.images == 64
+    assert found.distances.untrained.shape == found.distances.pixels.shape
