@@ -26,8 +26,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import vitkit
+from vitkit.data.opening import open_data
 from vitkit.inspection.result import Inspection
 from vitkit.reports.colours import MUTED, SERIES
+from vitkit.workflows.inspect import spread
 
 TURNED = "turned.parquet"
 SEED = 0
@@ -101,6 +103,7 @@ def main() -> None:
     words.add_argument("--cifar10", type=Path, required=True, help="train.parquet, test.parquet")
     words.add_argument("--runs", type=Path, required=True, help="where the nets are, or will be")
     words.add_argument("--out", type=Path, required=True, help="where figures and JSON go")
+    words.add_argument("--moved", type=int, default=2000, help="test images to move")
     words.add_argument("--count", type=int, default=512, help="test images to inspect on")
     given = words.parse_args()
     train(given.cifar10, given.runs)
@@ -112,7 +115,8 @@ def main() -> None:
             draw(found, f"{model} trained on CIFAR-10 by its {by}", given.out / f"{name}.png")
             results[name] = figures_of(found)
         if name in MOVED:
-            moved = vitkit.evaluate(given.runs / name, test, "translations")
+            images = spread(open_data(test).train, given.moved)
+            moved = vitkit.evaluate(given.runs / name, images, "translations")
             results.setdefault(name, {})["translations"] = moved["metrics"]
             results[name]["tables"] = moved["tables"]
         results[name] |= {"net": model, "trained by": by, "epochs": epochs}
