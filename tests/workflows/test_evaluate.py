@@ -27,6 +27,7 @@ from vitkit.models.vit import VisionTransformer
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.workflows.evaluate import evaluate, found
+from vitkit.workflows.protocols import job
 
 
 @pytest.fixture(autouse=True)
@@ -137,13 +138,30 @@ def test_a_bad_image_is_an_error_and_nothing_is_kept_of_the_others(tmp_path, cac
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_features_that_are_not_finite_teach_nothing():
-    model = fresh()
+@pytest.mark.parametrize("protocol", ["top-k", "few-shot", "knn", "linear", "corruptions",
+                                      "translations"])  # fmt: skip
+def test_what_is_not_finite_is_no_accuracy(protocol, cache):
+    model, data = fresh(), few(40, 40)
     with torch.no_grad():
-        model.net.head.weight.fill_(0)
         next(model.net.parameters()).fill_(torch.nan)
-    with pytest.raises(VitkitError, match="not finite"):
-        evaluate(model, few(), "knn")
+    for _ in range(2):
+        with pytest.raises(VitkitError, match="of 40 of 40 images are not finite"):
+            evaluate(model, data, protocol)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_one_image_that_is_not_finite_is_told_though_it_was_kept(monkeypatch):
+    model, data = fresh(), few()
+    run = model.run
+    model.run = lambda function, images: run(function, images).index_fill(
+        0, torch.tensor([3]), torch.inf
+    )
+    check = job.finite
+    monkeypatch.setattr(job, "finite", lambda values, what: values)
+    evaluate(model, data)
+    monkeypatch.setattr(job, "finite", check)
+    with pytest.raises(VitkitError, match="logits of 1 of 200 images are not finite"):
+        evaluate(model, data)
 
 
 # What is learned from is not scored

@@ -8,12 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vitkit.data.checks import DataError, some
 from vitkit.data.opening import held_out, require_classes
 from vitkit.data.source import Source, Splits
-from vitkit.errors import VitkitError
 from vitkit.workflows.protocols.job import Job
 
 LOOKED_AT = 16  # images of one name that are compared with each other
@@ -92,18 +90,6 @@ def equal(one: Source, i: int, other: Source, j: int) -> bool:
     if None not in files:
         return files[0] == files[1]
     return torch.equal(one.image(i), other.image(j))
-
-
-def finite_features(job: Job, source: Source) -> tuple[Tensor, Tensor]:
-    """`job.features`. VitkitError where they are not numbers, from which nothing can be learned."""
-    features, labels = job.features(source)
-    bad = int((~torch.isfinite(features)).any(1).sum())
-    if bad:
-        raise VitkitError(
-            f"the features of {bad:,} of {len(source):,} images are not finite; the net's weights "
-            "are damaged, or its training diverged"
-        )
-    return features, labels
 
 
 def sources(splits: Splits, train: Source | None) -> tuple[Source, Source]:
