@@ -1,6 +1,7 @@
 """What is found of a net on images, protocol by protocol, and what is kept between two times."""
 
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -403,7 +404,8 @@ def test_images_of_several_labels_are_scored_by_top_k_and_linear_alone():
 def test_what_cannot_be_is_refused_before_anything_is_opened():
     for options, said in [
         ({"shots": ()}, "shots is"), ({"shots": (0, 1)}, "shots is"), ({"seeds": 0}, "seeds is 0"),
-        ({"k": 0}, "k is 0"), ({"l2": -1.0}, "l2 is -1"), ({"metric": "cosin"}, "metric is"),
+        ({"k": 0}, "k is 0"), ({"l2": -1.0}, "l2 is -1"), ({"l2": 0.0}, "l2 is 0"), ({"l2": math.inf}, "l2 is inf"),
+        ({"metric": "cosin"}, "metric is"),
         ({"kk": 3}, "kk"),
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,8 +55,8 @@ class ProtocolOptions:
         for name, values in (("shots", self.shots), ("seeds", [self.seeds]), ("k", [self.k])):
             if not values or min(values) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.l2 >= 0:
-            raise UsageError(f"l2 is {self.l2}; it must be 0 or more")
+        if not 0 < self.l2 < math.inf:
+            raise UsageError(f"l2 is {self.l2}; it must be above 0, and finite")
         if self.metric not in ("cosine", "euclidean"):
             raise UsageError(f"metric is {self.metric!r}; it must be cosine or euclidean")
         for name in ("vtab_steps", "vtab_side", "vtab_test"):
