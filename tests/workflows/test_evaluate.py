@@ -2,7 +2,9 @@
 
 import io
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +29,9 @@ from vitkit.models.variants import build
 from vitkit.models.vit import VisionTransformer
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
-from vitkit.workflows.evaluate import evaluate, found
+from vitkit.workflows.evaluate import PROTOCOLS, evaluate, found
 from vitkit.workflows.protocols import job
+from vitkit.workflows.protocols.options import ProtocolOptions, require_read
 
 
 @pytest.fixture(autouse=True)
@@ -404,11 +407,38 @@ def test_images_of_several_labels_are_scored_by_top_k_and_linear_alone():
 def test_what_cannot_be_is_refused_before_anything_is_opened():
     for options, said in [
         ({"shots": ()}, "shots is"), ({"shots": (0, 1)}, "shots is"), ({"seeds": 0}, "seeds is 0"),
-        ({"k": 0}, "k is 0"), ({"l2": -1.0}, "l2 is -1"), ({"l2": 0.0}, "l2 is 0"), ({"l2": math.inf}, "l2 is inf"),
-        ({"metric": "cosin"}, "metric is"),
-        ({"kk": 3}, "kk"),
+        ({"k": 0}, "k is 0"), ({"l2": -1.0}, "l2 is -1"), ({"l2": 0.0}, "l2 is 0"),
+        ({"l2": math.inf}, "l2 is inf"), ({"metric": "cosin"}, "metric is"), ({"kk": 3}, "kk"),
+        ({"train": "digits"}, "top-k learns nothing"),
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=said):
             vitkit.evaluate(fresh(), "nowhere", **options)
     with pytest.raises(UsageError, match="few-shot"):
         vitkit.evaluate(fresh(), "nowhere", "fewshot")
+
+
+OTHERS = {  # of every option a value that is not its default
+    "l2": 1.0, "sweep_l2": True, "shots": (1,), "seeds": 1, "k": 1, "metric": "euclidean",
+    "classes": "imagenet-r", "real": "real.json", "corruptions": "fog", "severities": "1",
+    "shifts": "1", "seed": 1, "tasks": "dtd", "vtab_method": "finetune", "vtab_steps": 1,
+    "vtab_side": 1, "vtab_test": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ProtocolOptions)])
+def test_an_option_is_refused_by_all_protocols_but_those_that_read_it(name):
+    given = {name: OTHERS[name]} | ({"vtab_method": "finetune"} if "vtab_" in name else {})
+    readers = []
+    for protocol, module in PROTOCOLS.items():
+        try:
+            require_read(ProtocolOptions(**given), protocol)
+        except UsageError:
+            with pytest.raises(UsageError, match="is for --protocol"):
+                evaluate(fresh(), "nowhere", protocol, **given)
+            continue
+        files = [module, "vtab_methods" if protocol == "vtab" else module]
+        folder = Path(job.__file__).parent
+        text = "".join((folder / f"{file}.py").read_text() for file in files)
+        assert re.search(rf"options\.{name}\b", text), f"{module}.py does not read it"
+        readers.append(protocol)
+    assert len(readers) == 1
