@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from vitkit.data.opening import open_data
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Splits, Subset
 from vitkit.errors import VitkitError
+from vitkit.evaluation.shifts import as_it_is
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.training.world import World, of_all, together, total
@@ -58,6 +59,13 @@ class Job:
     def scored(self) -> Source:
         """The images to score: to test on where there are some, else to validate on, else all."""
         return self.splits.test or self.splits.val or self.splits.train
+
+    def of_ready(self) -> Job:
+        """The same, for pictures that are ready for the net: they are neither cropped nor, where
+        they have the net's size, resized."""
+        model, preprocessing = self.model, as_it_is(self.model.preprocessing)
+        reading = Model(model.net, model.class_names, preprocessing, model.provenance)
+        return replace(self, model=reading)
 
     def features(self, source: Source) -> tuple[Tensor, Tensor]:
         """(N, D) float32 that the head reads, and labels (N,) or (N, K); every image once.
