@@ -30,7 +30,7 @@ from vitkit.models.vit import VisionTransformer
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.workflows.evaluate import PROTOCOLS, evaluate, found
-from vitkit.workflows.protocols import job
+from vitkit.workflows.protocols import few_shot, job
 from vitkit.workflows.protocols.options import ProtocolOptions, require_read
 
 
@@ -333,6 +333,32 @@ def test_a_swept_penalty_is_chosen_without_a_look_at_the_scored_images():
     _, other = found(fresh(), data, "few-shot", shots=(1, 5), sweep_l2=True)
     assert [row[-1] for row in other.tables[0].rows] == chosen
     assert other.metrics != findings.metrics
+
+
+def test_images_that_a_penalty_is_chosen_by_are_never_shots(monkeypatch):
+    """The features being the numbers of the images, what each solve was given shows."""
+    data, calls = few(), []
+
+    def numbers(self, source):
+        first = 0 if source is data.train else 1000
+        return torch.arange(first, first + len(source))[:, None], job.labels_of(source)
+
+    def recorded(x, y, x_test, y_test, shots, seeds, l2):
+        truth = np.concatenate([data.train.labels, np.zeros(700, int), data.val.labels])
+        assert (truth[x[:, 0]] == y).all() and (truth[x_test[:, 0]] == y_test).all()
+        calls.append((set(x[:, 0].tolist()), set(x_test[:, 0].tolist()), l2))
+        return {shot: np.full((len(seeds), len(l2)), 0.5) for shot in shots}
+
+    monkeypatch.setattr(job.Job, "features", numbers)
+    monkeypatch.setattr(few_shot, "few_shot_accuracies", recorded)
+    _, findings = found(fresh(), data, "few-shot", shots=(1, 5), sweep_l2=True)
+    (shots, apart, penalties), *scored = calls
+    assert penalties == few_shot.SWEEP and len(scored) == 2
+    assert shots | apart == set(range(300)) and not shots & apart
+    assert 30 <= len(apart) <= 75
+    assert any(f"by {len(apart)} training images" in note for note in findings.notes)
+    for images, test, _ in scored:
+        assert images == shots and test == set(range(1000, 1200))
 
 
 # knn and linear
