@@ -1,6 +1,8 @@
 """Corruptions of pictures: those of the authors where nothing is drawn, and by their numbers where
 something is (golden/README.md)."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,13 @@ def picture(side: int) -> torch.Tensor:
 
 def grey(side: int, value: int = 128) -> torch.Tensor:
     return torch.full((3, side, side), value, dtype=torch.uint8)
+
+
+class Most:
+    """Stands for random draws: each is as large as can be."""
+
+    def uniform(self, low, high, shape):
+        return np.full(shape, float(high))
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])
@@ -67,6 +76,12 @@ def test_speckle_noise_grows_with_the_value():
         corrupted(grey(224, value), "speckle-noise", 1, 0, 0).double().std() for value in (100, 50)
     )
     assert float(bright / dark) == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("side, share", [(32, 0.07), (64, 0.14)])
+def test_impulse_noise_takes_the_share_of_the_size(side, share):
+    hit = [(corrupted(grey(side), "impulse-noise", 5, 0, n) != 128).double() for n in range(4)]
+    assert float(torch.stack(hit).mean()) == pytest.approx(share, rel=0.1)
 
 
 def test_impulse_noise_makes_the_published_share_black_or_white():
@@ -124,6 +139,43 @@ def test_a_landscape_fills_0_to_1_and_is_rougher_where_details_fade_slower():
     assert np.abs(np.diff(rough)).mean() > 2 * np.abs(np.diff(smooth)).mean()
 
 
+def test_a_landscape_is_each_middle_the_mean_of_four_and_a_draw_that_fades_by_the_square():
+    """All draws being 1: at step 4 the middle of the corners 0 is 0 + 1, the edges
+    (0 + 0 + 1 + 1) / 4 + 1; at step 2 a draw counts 1 / 2**2."""
+    heights = plasma(4, 2, Most())
+    expected = [[0, 1.25, 1.5, 1.25], [1.25, 1.25, 1.5, 1.25], [1.5, 1.5, 1, 1.5],
+                [1.25, 1.25, 1.5, 1.25]]  # fmt: skip
+    np.testing.assert_allclose(heights, np.array(expected) / 1.5)
+
+
+def test_fog_is_a_cloud_and_the_picture_is_as_bright_as_before():
+    """At 224, severity 2, a cloud twice as bright as white lies on it; its amplitude fades by 2."""
+    pixels = np.full((4, 4, 3), 0.5)
+    pixels[0, 0] = 0.2
+    cloud = plasma(4, 2, Most())[..., None]
+    expected = (pixels + 2 * cloud) * 0.5 / 2.5
+    np.testing.assert_allclose(FUNCTIONS["fog"](pixels, (2, 2), Most()), expected)
+    assert CONSTANTS["fog"][224][1] == (2, 2)
+    assert expected.max() == 0.5  # where the cloud is thickest
+
+
+def test_without_flakes_snow_whitens_a_share_of_the_picture():
+    """Three pixels, of 1.5 times their grey and a half: 0.67775, 0.9485 and white."""
+    pixels = np.array([[[0.2, 0.1, 0], [1, 0, 0], [1, 1, 1]]])
+    pale = np.array([[[0.67775] * 3, [1, 0.9485, 0.9485], [2] * 3]])
+    found = FUNCTIONS["snow"](pixels, (0, 0, 1, 0.5, 8, 3, 0.75), np.random.default_rng(0))
+    np.testing.assert_allclose(found, 0.75 * pixels + 0.25 * pale)
+
+
+@pytest.mark.parametrize(("field", "rows"), [((0, 0, 1 / 16), -4), ((1 / 16, 0.05, 0), 4)])
+def test_an_elastic_transform_takes_pixels_from_where_they_were(field, rows):
+    """All corners moved down and right by 4 of 64 pixels, what was 4 above is seen; the field
+    says by how much further a pixel comes from."""
+    ramp = np.arange(64.0)[:, None, None] * 100 + np.arange(64.0)[None, :, None]
+    found = elastic(ramp, field, Most())
+    np.testing.assert_allclose((found - ramp)[8:-8, 8:-8], rows * 101)
+
+
 def test_an_elastic_transform_without_strength_changes_nothing():
     pixels = picture(32).permute(1, 2, 0).numpy() / 255
     np.testing.assert_allclose(elastic(pixels, (0, 0, 0), np.random.default_rng(0)), pixels)
@@ -169,6 +221,13 @@ def test_a_large_picture_is_brought_to_the_224_pixels_of_imagenet_c_and_small_on
     for shape in ((3, 32, 32), (3, 64, 80), (3, 224, 224)):
         image = torch.randint(0, 256, shape, dtype=torch.uint8)
         assert torch.equal(standard(image), image)
+
+
+def test_the_constants_are_those_that_were_compared_with_the_authors_files():
+    """A constant that changes changes this: compare the table with create_c/ of
+    hendrycks/robustness again before the hash is."""
+    found = hashlib.sha256(json.dumps(CONSTANTS).encode()).hexdigest()
+    assert found == "303210ab4e11150d88b4e2137d6c53ccdf088015c9494024be46af87d424ce8c"
 
 
 def test_every_kind_has_a_function_and_five_severities_for_every_size():

@@ -31,9 +31,10 @@ from vitkit.data.transforms import Preprocessing, centre_crop, resize, without_f
 from vitkit.evaluation.corruption_table import CONSTANTS
 
 SMALL, MIDDLE = 48, 128  # pixels of the shorter side up to which the constants are those of 32, 64
+LARGE = 224  # of the pictures that all others are brought to, and whose constants they take
 SEVERITIES = (1, 2, 3, 4, 5)
 IMAGENET_C = Preprocessing(
-    (224, 224), "shorter-side", 256, antialias=True, rounding="torchvision"
+    (LARGE, LARGE), "shorter-side", 256, antialias=True, rounding="torchvision"
 )  # what a larger picture is brought to
 GREY = np.array([0.299, 0.587, 0.114])  # the luminance of ITU-R BT.601
 
@@ -56,7 +57,7 @@ def corrupted(image: Tensor, kind: str, severity: int, seed: int, index: int) ->
 
 def standard(image: Tensor) -> Tensor:
     """uint8 (3, H, W) -> the picture that is corrupted: a large one brought to 224 pixels."""
-    if scale_of(image) < 224 or tuple(image.shape[-2:]) == IMAGENET_C.image_size:
+    if scale_of(image) < LARGE or tuple(image.shape[-2:]) == IMAGENET_C.image_size:
         return image
     image = without_far_ends(image)
     image = resize(image, IMAGENET_C.target(image), IMAGENET_C.interpolation, antialias=True)
@@ -66,7 +67,7 @@ def standard(image: Tensor) -> Tensor:
 def scale_of(image: Tensor) -> int:
     """Which constants a picture takes: those of 32, 64 or 224 pixels."""
     side = min(image.shape[-2:])
-    return 32 if side <= SMALL else 64 if side <= MIDDLE else 224
+    return 32 if side <= SMALL else 64 if side <= MIDDLE else LARGE
 
 
 # Each takes pixels (H, W, 3) float64 in 0..1, its constants and the draws, and gives pixels that

@@ -52,7 +52,8 @@ def window(image: Tensor, preprocessing: Preprocessing, margin: int, shift: tupl
 
 
 def as_it_is(preprocessing: Preprocessing) -> Preprocessing:
-    """For pictures that have the net's size already: they are only normalised."""
+    """For pictures that are ready for the net: one that has its size is only normalised, another
+    is resized straight to it."""
     return Preprocessing(
         preprocessing.image_size, antialias=True, mean=preprocessing.mean, std=preprocessing.std
     )

@@ -13,7 +13,7 @@ from vitkit.data.opening import digits
 from vitkit.data.source import ArraySource, Splits, Subset
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError
-from vitkit.evaluation.corruptions import corrupted
+from vitkit.evaluation.corruptions import corrupted, standard
 from vitkit.models.bit import BiT, BiTConfig
 from vitkit.models.variants import build
 from vitkit.prediction.model import Model
@@ -93,6 +93,56 @@ def test_by_default_13_kinds_at_5_severities_are_tried(model):
     _, result = found(model, little, "corruptions")
     assert len(result.tables[0].rows) == 13 + 1
     assert len(result.tables[0].header) == 1 + 5 + 1
+
+
+class Looking(nn.Module):
+    """A net that keeps what it is shown."""
+
+    def __init__(self, image_size) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(classes=10, image_size=image_size)
+        self.nothing, self.seen = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, images):
+        self.seen += [images]
+        return torch.zeros(len(images), 10)
+
+
+def shown(preprocessing, image) -> torch.Tensor:
+    """(3, height, width) that a net is given of the image, uncorrupted."""
+    net = Looking(preprocessing.image_size)
+    data = ArraySource(image.permute(1, 2, 0).numpy()[None], [3], FEW.class_names)
+    found(Model(net, FEW.class_names, preprocessing), data, "corruptions",
+          corruptions="brightness", severities="1")  # fmt: skip
+    uncorrupted, corrupted = net.seen
+    assert uncorrupted.shape == corrupted.shape == (1, 3, *preprocessing.image_size)
+    assert not torch.equal(uncorrupted, corrupted)
+    return uncorrupted[0]
+
+
+def photo(*size) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=random)
+
+
+@pytest.mark.parametrize("size", [(300, 400), (224, 224)])
+def test_a_large_picture_is_cropped_once_and_read_as_it_is_by_a_net_of_224(size):
+    usual = Preprocessing.small_crop((224, 224), 256)
+    expected = standard(photo(*size)).float() / 127.5 - 1
+    assert torch.allclose(shown(usual, photo(*size)), expected, atol=1e-6)
+
+
+def test_a_net_of_another_size_reads_the_whole_cropped_picture():
+    seen = shown(Preprocessing.small_crop((56, 56), 64), photo(300, 400))
+    fourth = torch.nn.functional.interpolate(
+        standard(photo(300, 400))[None], size=56, mode="bilinear", antialias=True
+    )[0]
+    assert torch.allclose(seen, fourth / 127.5 - 1, atol=1e-6)
+
+
+def test_a_small_picture_is_read_as_by_the_other_protocols():
+    usual = Preprocessing.small_crop((28, 28), 36)
+    assert torch.allclose(shown(usual, photo(36, 60)), usual(photo(36, 60)), atol=1e-6)
 
 
 @pytest.mark.parametrize(

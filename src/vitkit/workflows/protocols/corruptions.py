@@ -10,10 +10,12 @@ from torch import Tensor
 
 from vitkit.data.changed import Changed
 from vitkit.data.source import Source
+from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, named
 from vitkit.evaluation.corruption_table import CONSTANTS, USUAL
-from vitkit.evaluation.corruptions import SEVERITIES, corrupted, standard
+from vitkit.evaluation.corruptions import LARGE, SEVERITIES, corrupted, scale_of, standard
 from vitkit.evaluation.findings import Findings
+from vitkit.evaluation.shifts import window
 from vitkit.plain import Curve, Table
 from vitkit.workflows.protocols.choices import one_label, whole_numbers
 from vitkit.workflows.protocols.classes import class_numbers
@@ -24,7 +26,8 @@ NOTES = (
     "without glass blur and frost and with draws of our own: compare nets with each other here, "
     "not with published numbers.",
     "top1 is of the same pictures uncorrupted; those of more than 128 pixels are first resized to "
-    "256 and cropped to 224 in either case.",
+    "256 and cropped to 224 in either case, and a net of another size reads these resized, without "
+    "another crop.",
 )
 
 
@@ -79,8 +82,16 @@ def uncorrupted(image: Tensor, index: int) -> Tensor:
     return standard(image)
 
 
+def ready(image: Tensor, index: int, preprocessing: Preprocessing) -> Tensor:
+    """A large picture was cropped before it was corrupted, and is not again (test.py of
+    hendrycks/robustness); what the net's preprocessing makes of a small one."""
+    return image if scale_of(image) == LARGE else window(image, preprocessing, 0, (0, 0))
+
+
 def top1(job: Job, source: Source, number: Tensor) -> float:
-    logits, labels = job.logits(source)
+    preprocessing = job.model.preprocessing
+    change = partial(ready, preprocessing=preprocessing)
+    logits, labels = job.of_ready().logits(Changed(source, change, f"ready by {preprocessing!r}"))
     return float((logits.argmax(dim=1) == number[labels]).to(torch.float64).mean())
 
 

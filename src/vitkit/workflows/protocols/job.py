@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from vitkit.data.opening import open_data
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Splits, Subset
 from vitkit.errors import VitkitError
+from vitkit.evaluation.shifts import as_it_is
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.training.world import World, of_all, together, total
@@ -66,6 +67,13 @@ class Job:
             return "tasks"
         return "test" if self.splits.test else "validation" if self.splits.val else "all"
 
+    def of_ready(self) -> Job:
+        """The same, for pictures that are ready for the net: they are neither cropped nor, where
+        they have the net's size, resized."""
+        model, preprocessing = self.model, as_it_is(self.model.preprocessing)
+        reading = Model(model.net, model.class_names, preprocessing, model.provenance)
+        return replace(self, model=reading)
+
     def features(self, source: Source) -> tuple[Tensor, Tensor]:
         """(N, D) float32 that the head reads, and labels (N,) or (N, K); every image once.
 
@@ -78,18 +86,21 @@ class Job:
         return self.seen(source, "logits"), labels_of(source)
 
     def seen(self, source: Source, what: str) -> Tensor:
-        """What the net makes of every image, in order: kept, or computed now and kept."""
+        """What the net makes of every image, in order: kept, or computed now and kept.
+
+        VitkitError where it is not numbers, of which no protocol can tell anything.
+        """
         if not len(source):
             raise VitkitError("no images to evaluate")
         if not self.cache or isinstance(source, Changed):  # of which there may be very many
-            return self.computed(source, what)
+            return finite(self.computed(source, what), what)
         of_images = together(source.fingerprint)
         key = digest([what, self.net_fingerprint, of_images])[:32]
         kept = feature_cache.find(key, len(source))
         if all(of_all(kept is not None)):  # machines have caches of their own
             assert kept is not None
-            return torch.from_numpy(kept)
-        values = self.computed(source, what)
+            return finite(torch.from_numpy(kept), what)
+        values = finite(self.computed(source, what), what)
         if self.world.main:
             feature_cache.keep(key, values.numpy())
         return values
@@ -131,6 +142,17 @@ class Job:
             parts += [f"{name} {values.dtype} {tuple(values.shape)}"]
             parts += [memoryview(values.view(-1).view(torch.uint8).numpy())]
         return digest(parts)
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """The same (N, D); VitkitError where some are not finite."""
+    bad = int((~torch.isfinite(values)).any(1).sum())
+    if bad:
+        raise VitkitError(
+            f"the {what} of {bad:,} of {len(values):,} images are not finite; the net's weights "
+            "are damaged, or its training diverged"
+        )
+    return values
 
 
 def labels_of(source: Source) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,10 +9,9 @@ from torch import Tensor
 
 from vitkit.data.changed import Changed
 from vitkit.evaluation.findings import Findings
-from vitkit.evaluation.shifts import DIRECTIONS, as_it_is, same, usual_distances, window
+from vitkit.evaluation.shifts import DIRECTIONS, same, usual_distances, window
 from vitkit.models.vit_config import ViTConfig
 from vitkit.plain import Curve, Table
-from vitkit.prediction.model import Model
 from vitkit.workflows.protocols.choices import one_label, whole_numbers
 from vitkit.workflows.protocols.classes import class_numbers
 from vitkit.workflows.protocols.job import Job
@@ -28,7 +26,7 @@ def run(job: Job) -> Findings:
     distances = list(usual_distances(side))
     if job.options.shifts:
         distances = whole_numbers(job.options.shifts, "shifts", 1, max(1, side // 2))
-    moving, most = neutral(job), max(distances)
+    moving, most = job.of_ready(), max(distances)
     unshifted, labels = predicted(job, moving, most, (0, 0))
     wanted = number[labels].numpy()
     kept, right = np.zeros((2, len(distances), len(DIRECTIONS)))
@@ -50,13 +48,6 @@ def run(job: Job) -> Findings:
         notes=notes(job, most),
         images=len(source),
     )
-
-
-def neutral(job: Job) -> Job:
-    """The same, for pictures that have the net's size already."""
-    model = job.model
-    reading = Model(model.net, model.class_names, as_it_is(model.preprocessing), model.provenance)
-    return replace(job, model=reading)
 
 
 def predicted(
