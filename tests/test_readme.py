@@ -43,6 +43,8 @@ def test_options_in_the_commands_of_the_docs_exist(page):
         "finetune": words.Finetune(),
         "plan": words.Plan(),
         "evaluate": words.Evaluate(),
+        "inspect": words.Inspect(),
+        "compare": words.Compare(),
         "predict": words.Predict(),
         "doctor": words.Doctor(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,10 @@ def write_report(
     from vitkit.plain import save
     from vitkit.reports.evaluation import write_evaluation
 
-    save(findings, page.with_suffix(""))
+    facts = {"protocol": words.protocol, "data": str(result["data"])}
+    if words.protocol != "vtab":
+        facts["fingerprint"] = job.scored.fingerprint()
+    save(replace(findings, facts=facts), page.with_suffix(""))
     about = {
         "checkpoint": words.checkpoint, "data": result["data"], "protocol": words.protocol,
         "images": result["images"], "seconds": result["seconds"],

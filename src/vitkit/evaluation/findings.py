@@ -67,3 +67,4 @@ class Findings:
     worst: tuple[Mistake, ...] = ()  # the true class had the smallest probabilities
     confident: tuple[Mistake, ...] = ()  # the wrong class had the largest
     images: int = 0  # that were scored
+    facts: dict[str, str] = field(default_factory=dict)  # "protocol", "data", "fingerprint"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitkit.errors import UsageError
+from vitkit.inspection.runs import device_of, evaluating
 from vitkit.models import t2t
 from vitkit.models.nets import Net, kind_of
 from vitkit.models.restricted import may_attend
@@ -45,7 +46,9 @@ def attention(
     restricted to groups of patches, what a patch cannot see is 0. UsageError for a net without
     attention among tokens, and for a layer, head or token that it has not.
     """
-    with torch.inference_mode(), recorded(net, layers, heads, queries) as maps:
+    with (
+        torch.inference_mode(), evaluating(net), recorded(net, layers, heads, queries) as maps,
+    ):  # fmt: skip
         net(images.to(device_of(net)))
     return torch.stack(list(maps.values()), dim=1)
 
@@ -158,7 +161,8 @@ def pool_attention(net: Net, images: Tensor) -> Tensor | None:
     if not isinstance(net, VisionTransformer) or net.pool is None:
         return None
     pool = net.pool
-    x = net.encode(images.to(device_of(net)))
+    with evaluating(net):
+        x = net.encode(images.to(device_of(net)))
     patches = (x if net.config.norm_after_pool else net.norm(x))[:, net.config.prefix :]
     k = pool.kv(patches).float().unflatten(-1, (2, pool.heads, -1))[:, :, 0]  # (B, N, h, d)
     q = pool.q(pool.probe).float().unflatten(-1, (pool.heads, -1))[0, 0]  # (h, d)
@@ -274,7 +278,3 @@ def tokens_of(net: Net, queries: Queries) -> Tensor | None:
     rows, columns = attentive(net).config.grid
     numbers = [queries] if isinstance(queries, int) else queries
     return torch.tensor(numbers_of("token", numbers, len(names) + rows * columns))
-
-
-def device_of(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device

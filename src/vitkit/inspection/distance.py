@@ -24,12 +24,12 @@ from vitkit.inspection.attention import (
     AT_ONCE,
     Reading,
     attentive,
-    device_of,
     numbers_of,
     token_names,
     watched,
 )
 from vitkit.inspection.result import DistancesFound
+from vitkit.inspection.runs import device_of, evaluating
 from vitkit.models.nets import Net
 from vitkit.models.t2t import CELL
 from vitkit.models.vit_config import ViTConfig
@@ -45,7 +45,7 @@ def mean_distances(
     has not; VitkitError where there are no images.
     """
     device = device_of(net)
-    with torch.inference_mode(), measured(net, layers) as sums:
+    with torch.inference_mode(), evaluating(net), measured(net, layers) as sums:
         for batch in batches:
             images = batch if isinstance(batch, Tensor) else batch.images
             net(images.to(device))

@@ -19,8 +19,12 @@ def patch_norms(net: Net, images: Tensor) -> Tensor:
     """Images (B, 3, H, W), normalised -> (B, N) float32: the length of each patch's token as the
     last block gives it, before the final norm. UsageError for a net without tokens."""
     net = with_tokens(net, "patch tokens whose norms could be taken")
-    last = block_outputs(net, images)[-1]
-    return last[:, net.config.prefix :].float().norm(dim=-1).cpu()
+    return norms_of(block_outputs(net, images)[-1], net.config.prefix)
+
+
+def norms_of(tokens: Tensor, prefix: int) -> Tensor:
+    """Tokens (B, T, D) -> those of the patches (B, N) float32, on the CPU."""
+    return tokens[:, prefix:].float().norm(dim=-1).cpu()
 
 
 def norms_found(norms: np.ndarray) -> NormsFound:

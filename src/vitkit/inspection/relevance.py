@@ -26,11 +26,11 @@ from vitkit.inspection.attention import (
     Reading,
     attentions_of,
     attentive,
-    device_of,
     read_by_head,
     token_names,
     watched,
 )
+from vitkit.inspection.runs import device_of, evaluating
 from vitkit.models.nets import Net
 from vitkit.models.vit import AttentionPool, VisionTransformer
 
@@ -53,7 +53,8 @@ def relevance(net: Net, images: Tensor, classes: int | Sequence[int] | None = No
     projections = [module.out for module in attentions_of(net)]
     projections += [] if pool is None else [pool.out]
     with (
-        torch.inference_mode(False), torch.enable_grad(), outputs_of(pool) as pooling,
+        torch.inference_mode(False), torch.enable_grad(), evaluating(net),
+        outputs_of(pool) as pooling,
         inputs_of(projections) as mixed, watched(net, range(depth), readings.append),
     ):  # fmt: skip
         # A gradient is to flow, whether or not the weights are frozen.

@@ -79,6 +79,7 @@ class ImageFound:
     maps: np.ndarray | None = None  # (L, h, T, T), whole maps, where they were asked for
     rollout: np.ndarray | None = None  # (T,)
     flow: np.ndarray | None = None  # (T,)
+    flow_note: str = ""  # a sentence: how much these flows say
     relevance: np.ndarray | None = None  # (H, W), of the class `relevance_of`
     relevance_of: str = ""
     grad_cam: np.ndarray | None = None  # (h, w), of the same class

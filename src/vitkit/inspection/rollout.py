@@ -19,12 +19,12 @@ from vitkit.errors import UsageError
 from vitkit.inspection.attention import (
     Reading,
     attentive,
-    device_of,
     pool_attention,
     read_by_head,
     token_names,
     watched,
 )
+from vitkit.inspection.runs import device_of, evaluating
 from vitkit.models.nets import Net
 
 
@@ -70,7 +70,7 @@ def rollout_of(net: Net, images: Tensor) -> Tensor:
             by_image.append(torch.softmax(logits, dim=-1).mean(dim=1))
         fused.append(torch.cat(by_image))
 
-    with watched(net, range(len(net.blocks)), fuse):
+    with evaluating(net), watched(net, range(len(net.blocks)), fuse):
         net(images.to(device_of(net)))
     probe = pool_attention(net, images)
     shares = read_by_head(net).expand(len(images), -1)

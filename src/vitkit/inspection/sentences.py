@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import spearmanr
 
+from vitkit.inspection.faithfulness import areas
 from vitkit.inspection.result import DistancesFound, ImageFound, Inspection, PositionsFound
 
 FALLS = -0.5  # Spearman's correlation from which nearer patches count as more alike
@@ -23,24 +24,23 @@ def sentences(found: Inspection) -> tuple[str, ...]:
         share = f"{found.norms.outliers:.2%} of the" if found.norms.outliers else "no"
         over = f"{found.norms.threshold:.3g}"
         told.append(f"{share} patch tokens have a norm far above the rest (over {over})")
-    flat = [image.name for image in found.images if image.flow is not None and same(image.flow)]
-    if flat:
-        told.append(
-            f"attention flow is the same for every token of {len(flat)} of the "
-            f"{len(found.images)} images: it is held up where it leaves the class token, and says "
-            "nothing about the patches"
-        )
     told += of_faithfulness(found.images)
     return tuple(f"{text[0].upper()}{text[1:]}." for text in told)
 
 
 def of_positions(found: PositionsFound) -> str:
-    if found.kind == "sincos2d":
+    if found.note:
         return (
-            "the positions are fixed sines and cosines, so that near patches are alike was given, "
-            f"not learned (Spearman {found.rows:.2f} along rows, {found.columns:.2f} along columns)"
+            f"{found.note} (Spearman's correlation of distance and similarity: "
+            f"{told(found.rows)} along rows, {told(found.columns)} along columns)"
         )
     parts = {"rows": found.rows, "columns": found.columns}
+    if any(np.isnan(list(parts.values()))):
+        return (
+            "the correlation of distance and similarity of position embeddings is "
+            f"{told(found.rows)} along rows and {told(found.columns)} along columns; it needs "
+            "three patches in a line that are not all alike"
+        )
     held = [name for name, value in parts.items() if value <= FALLS]
     said = {
         2: "the nearer two patches are, the more alike are their position embeddings, along rows "
@@ -53,6 +53,10 @@ def of_positions(found: PositionsFound) -> str:
         f"rows and {found.columns:.2f} along columns, {found.untrained_rows:.2f} and "
         f"{found.untrained_columns:.2f} before training"
     )
+
+
+def told(correlation: float) -> str:
+    return "undefined" if np.isnan(correlation) else f"{correlation:.2f}"
 
 
 def of_distances(found: DistancesFound) -> list[str]:
@@ -72,20 +76,16 @@ def of_distances(found: DistancesFound) -> list[str]:
 
 
 def of_faithfulness(images: tuple[ImageFound, ...]) -> list[str]:
-    """How often deleting what the map calls relevant hurts more than deleting at random."""
-    told = []
+    """How often deleting what the map shows hurts more than deleting at random."""
+    if not images:
+        return []
+    told, what = [], "the relevance map" if images[0].relevance is not None else "Grad-CAM"
     for way, sign in (("deletion", 1), ("insertion", -1)):
         curves = [c for image in images for c in image.faithfulness if way in c.title.lower()]
         if not curves:
             continue
-        better = sum(
-            sign * (np.mean(curve.lines["random"]) - np.mean(curve.lines["map"])) > 0
-            for curve in curves
-        )
-        told.append(f"by {way} the relevance map beats random maps on {better} of {len(curves)} "
+        under = [areas(curve) for curve in curves]
+        better = sum(sign * (area["random"] - area["map"]) > 0 for area in under)
+        told.append(f"by {way} {what} beats random maps on {better} of {len(curves)} "
                     f"image{'s' if len(curves) > 1 else ''}")  # fmt: skip
     return told
-
-
-def same(flow: np.ndarray) -> bool:
-    return bool(np.ptp(flow) <= 1e-6 * max(1e-12, float(np.abs(flow).max())))

@@ -77,8 +77,22 @@ def apart(found: Sequence[Compared]) -> list[str]:
             "Runs are scored on held-out images, evaluations on what they were given: whether "
             "these are the same images is not known here."
         )
-    images = {one.metrics.get("images") for one in found if not one.config}
-    if len(images) > 1:
+    return notes + evaluations_apart([one for one in found if not one.config])
+
+
+def evaluations_apart(found: Sequence[Compared]) -> list[str]:
+    """The same of evaluations."""
+    notes = []
+    protocols = {one.name: one.facts.get("protocol", "an unknown protocol") for one in found}
+    if len(set(protocols.values())) > 1:
+        each = ", ".join(f"{name} by {protocol}" for name, protocol in protocols.items())
+        notes.append(f"The evaluations are of different protocols: {each}.")
+    if len({one.scored_on for one in found}) > 1:
+        notes.append(
+            "The evaluations are of different images, so their metrics are not like for like: "
+            f"{groups(found, lambda one: one.scored_on)}."
+        )
+    if len({one.metrics.get("images") for one in found}) > 1:
         notes.append("The evaluations are of different numbers of images.")
     return notes
 

@@ -116,7 +116,8 @@ def position_parts(found: PositionsFound | None, grid: tuple[int, int] | None) -
         "within a column": correlation(found.columns, found.untrained_columns),
     }
     title = "Spearman's correlation of distance and similarity"
-    return [Drawings([drawn]), Facts(facts, title)]
+    said = [Text(f"{found.note[:1].upper()}{found.note[1:]}.")] if found.note else []
+    return [*said, Drawings([drawn]), Facts(facts, title)]
 
 
 def correlation(here: float, untrained: float) -> str:

@@ -26,6 +26,7 @@ def image_parts(key: str, image: ImageFound, found: Inspection) -> list[Part]:
         *prefix_table(image, found.prefix),
         *lens_parts(image, found.depth),
         *neighbour_parts(key, image),
+        *([Text(image.flow_note)] if image.flow_note else []),
         *([Text("Whole maps of attention are in the .npz file.")] if image.maps is not None
           else []),
     ]  # fmt: skip

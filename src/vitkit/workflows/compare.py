@@ -95,5 +95,9 @@ def read_evaluation(path: Path, name: str) -> Compared:
             ".json that `vitkit evaluate -o` wrote"
         ) from error
     images = tree.get("images")
-    facts = {key: tree[key] for key in ("protocol",) if key in tree}
-    return Compared(name, metrics | ({"images": images} if images else {}), facts=facts)
+    facts = tree.get("facts")
+    facts = {str(k): str(v) for k, v in facts.items()} if isinstance(facts, dict) else {}
+    return Compared(
+        name, metrics | ({"images": images} if images else {}), facts=facts,
+        data=facts.get("data", ""), scored_on=facts.get("fingerprint", ""),
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitkit.data.checks import DataError
 from vitkit.data.decode import ImageError
@@ -18,26 +18,27 @@ from vitkit.data.pipeline import Batch, evaluation_batches
 from vitkit.data.source import Source, Splits, Subset
 from vitkit.errors import UsageError, VitkitError, named
 from vitkit.inspection.attention import notes_on_attention, numbers_of, token_names
-from vitkit.inspection.distance import mean_distances
+from vitkit.inspection.distance import mean_distances, measured
 from vitkit.inspection.embeddings import positions
 from vitkit.inspection.filters import filters
 from vitkit.inspection.lens import lens_accuracy
-from vitkit.inspection.norms import norms_found, patch_norms
-from vitkit.inspection.result import Inspection
+from vitkit.inspection.norms import norms_found, norms_of
+from vitkit.inspection.result import DistancesFound, Inspection, NormsFound
 from vitkit.inspection.sentences import sentences
-from vitkit.models.nets import Net, kind_of, make
+from vitkit.models.nets import Net, NetConfig, kind_of, make
 from vitkit.models.t2t import T2TViT
 from vitkit.models.variants import name_of
 from vitkit.models.vit import VisionTransformer
-from vitkit.plain import save
+from vitkit.plain import Curve, save
 from vitkit.prediction.model import Model, load
 from vitkit.training.precision import choose_device
-from vitkit.workflows.inspect_images import images_found
+from vitkit.workflows.inspect_images import images_found, query_of
 from vitkit.workflows.inspect_options import InspectOptions
 from vitkit.workflows.progress import told
 from vitkit.workflows.protocols.classes import class_numbers, renumber
 
 BATCH = 32
+SEED = 0  # of the net with fresh weights
 PATCH = re.compile(r"\d+,\d+")
 
 Batches = Callable[[], Iterable[Batch]]  # a call begins anew
@@ -105,6 +106,7 @@ def check(asked: InspectOptions, model: Model) -> None:
         if asked.layers or asked.heads or asked.maps or asked.flow:
             token_names(net)  # says that there is no attention
         return
+    query_of(net, asked.query)
     numbers_of("layer", asked.layers or None, len(net.blocks))
     numbers_of("head", asked.heads or None, net.config.heads)
 
@@ -183,7 +185,7 @@ def over(
     except VitkitError as error:
         if not isinstance(error, DataError | UsageError):
             raise
-        notes.append(f"Accuracy by layer is left out: {error}.")
+        notes.append(f"Accuracy by layer is left out, since the labels are not the net's: {error}.")
 
     def batches() -> Iterable[Batch]:
         read = evaluation_batches(source, model.preprocessing, BATCH, threads)
@@ -207,14 +209,38 @@ def over_many(
     found: Inspection, net: Net, batches: Batches, labelled: bool, asked: InspectOptions
 ) -> Inspection:
     """Attention distances, patch norms and accuracy by layer over many images."""
-    distances = mean_distances(net, batches())
+    assert isinstance(net, VisionTransformer | T2TViT)  # the others have no grid
+    distances, norms, lens = seen_once(net, batches(), labelled)
     if asked.untrained:
-        fresh = make(net.config).to(next(net.parameters()).device).eval()
+        fresh = drawn(net.config).to(next(net.parameters()).device).eval()
         distances = replace(distances, untrained=mean_distances(fresh, batches()).pixels)
-    norms = torch.cat([patch_norms(net, batch.images) for batch in batches()])
-    return replace(
-        found,
-        distances=distances,
-        norms=norms_found(norms.numpy()),
-        lens=lens_accuracy(net, batches()) if labelled else None,
-    )
+    return replace(found, distances=distances, norms=norms, lens=lens)
+
+
+def seen_once(
+    net: VisionTransformer | T2TViT, batches: Iterable[Batch], labelled: bool
+) -> tuple[DistancesFound, NormsFound, Curve | None]:
+    """All three from one pass over the images."""
+    norms: list[Tensor] = []
+
+    def keep(_block: nn.Module, _inputs: tuple, tokens: Tensor) -> None:
+        norms.append(norms_of(tokens, net.config.prefix))
+
+    hook = net.blocks[-1].register_forward_hook(keep)
+    try:
+        if labelled:
+            with measured(net) as sums:
+                lens = lens_accuracy(net, batches)
+            distances = sums.found()
+        else:
+            distances, lens = mean_distances(net, batches), None
+    finally:
+        hook.remove()
+    return distances, norms_found(torch.cat(norms).numpy()), lens
+
+
+def drawn(config: NetConfig) -> Net:
+    """A net with fresh weights, the same ones each time; the random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return make(config)

@@ -14,9 +14,15 @@ from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Subset
 from vitkit.data.transforms import Preprocessing
 from vitkit.evaluation.topk import features_of
-from vitkit.inspection.attention import attention, patch_token, pool_attention, read_by_head
+from vitkit.inspection.attention import (
+    attention,
+    numbers_of,
+    patch_token,
+    pool_attention,
+    read_by_head,
+)
 from vitkit.inspection.faithfulness import faithfulness
-from vitkit.inspection.flow import flow
+from vitkit.inspection.flow import flow, note_on_flow
 from vitkit.inspection.grad_cam import grad_cam
 from vitkit.inspection.lens import lens
 from vitkit.inspection.neighbours import neighbours
@@ -55,7 +61,8 @@ def images_found(
 def of_image(model: Model, name: str, image: Tensor, asked: InspectOptions) -> ImageFound:
     """One image (3, H, W), prepared as the net reads it."""
     net, one = model.net, image[None]
-    found = ImageFound(name, picture_of(image, model.preprocessing), top_of(model, one))
+    best, top = top_of(model, one)
+    found = ImageFound(name, picture_of(image, model.preprocessing), top)
     if isinstance(net, VisionTransformer | T2TViT):
         found = with_attention(net, found, one, asked)
         found = replace(
@@ -64,7 +71,7 @@ def of_image(model: Model, name: str, image: Tensor, asked: InspectOptions) -> I
         )  # fmt: skip
     if not model.class_names:
         return found
-    of = model.class_names.index(asked.of or found.top[0][0])
+    of = model.class_names.index(asked.of) if asked.of else best
     heat = grad_cam(net, one, [of])[0].numpy()
     found = replace(found, relevance_of=model.class_names[of], grad_cam=heat)
     if isinstance(net, VisionTransformer | T2TViT):
@@ -78,9 +85,8 @@ def with_attention(
     net: VisionTransformer | T2TViT, found: ImageFound, one: Tensor, asked: InspectOptions
 ) -> ImageFound:
     """The rows of the query; whole maps where they are kept or flow needs them."""
-    layers, heads = asked.layers or range(len(net.blocks)), asked.heads or range(net.config.heads)
-    layers = tuple(layer % len(net.blocks) for layer in layers)
-    heads = tuple(head % net.config.heads for head in heads)
+    layers = tuple(numbers_of("layer", asked.layers or None, len(net.blocks)))
+    heads = tuple(numbers_of("head", asked.heads or None, net.config.heads))
     query, token = query_of(net, asked.query)
     row = attention(net, one, layers, heads, token)[0]  # (L, h, Q, T)
     found = replace(
@@ -93,7 +99,9 @@ def with_attention(
         shares = read_by_head(net)
         if pooled is not None:
             shares = F.pad(pooled[0].mean(dim=0), (net.config.prefix, 0))
-        found = replace(found, flow=flow(attention(net, one)[0], shares))
+        maps = attention(net, one)[0]
+        flows = flow(maps, shares)
+        found = replace(found, flow=flows, flow_note=note_on_flow(flows, maps))
     return found
 
 
@@ -112,14 +120,16 @@ def has_class_token(net: VisionTransformer | T2TViT) -> bool:
     return isinstance(net, T2TViT) or net.config.has_class_token
 
 
-def top_of(model: Model, one: Tensor) -> tuple[tuple[str, float], ...]:
-    """The likeliest classes; of a net without a head none."""
+def top_of(model: Model, one: Tensor) -> tuple[int, tuple[tuple[str, float], ...]]:
+    """The number of the likeliest class, and the likeliest by name; of a net without a head none.
+
+    Two classes may have one name.
+    """
     if not model.class_names:
-        return ()
-    shares, order = model.shares(model.run(model.net, one)[0]).topk(
-        min(TOP, len(model.class_names))
-    )
-    return named(model, order, shares)
+        return 0, ()
+    found = model.shares(model.run(model.net, one)[0])
+    shares, order = found.topk(min(TOP, len(model.class_names)))
+    return int(order[0]), named(model, order, shares)
 
 
 def lens_of(model: Model, one: Tensor) -> tuple[tuple[tuple[str, float], ...], ...]:
