@@ -273,7 +273,10 @@ def tokens_of(net: Net, queries: Queries) -> Tensor | None:
         if queries != "class":
             raise UsageError(f"queries {queries!r} is not known; give 'class' or numbers of tokens")
         if "class token" not in names:
-            raise UsageError("this net has no class token; give the numbers of patches as queries")
+            raise UsageError(
+                "this net has no class token: it reads the mean of its patches; give numbers of "
+                "tokens as queries, or None for all and take their mean"
+            )
         queries = 0
     rows, columns = attentive(net).config.grid
     numbers = [queries] if isinstance(queries, int) else queries

@@ -10,7 +10,8 @@ from vitkit.inspection.result import DistancesFound, ImageFound, Inspection, Pos
 
 FALLS = -0.5  # Spearman's correlation from which nearer patches count as more alike
 LOCAL = 0.5  # of the distance that uniform attention has; below it a head counts as local
-GROWS = 0.3  # Spearman's correlation of depth and distance
+WEAKLY = -0.2  # and from which there is something of it
+CHANCE = 0.05  # the p from which on a correlation of depth and distance is not clear
 
 
 def sentences(found: Inspection) -> tuple[str, ...]:
@@ -41,17 +42,15 @@ def of_positions(found: PositionsFound) -> str:
             f"{told(found.rows)} along rows and {told(found.columns)} along columns; it needs "
             "three patches in a line that are not all alike"
         )
-    held = [name for name, value in parts.items() if value <= FALLS]
-    said = {
-        2: "the nearer two patches are, the more alike are their position embeddings, along rows "
-        "and columns",
-        1: f"near patches have similar position embeddings along {' and '.join(held)} alone",
-        0: "near patches do not have similar position embeddings",
-    }[len(held)]
+    how = {
+        name: "clearly" if value <= FALLS else "weakly" if value <= WEAKLY else "not"
+        for name, value in parts.items()
+    }
     return (
-        f"{said}: Spearman's correlation of distance and similarity is {found.rows:.2f} along "
-        f"rows and {found.columns:.2f} along columns, {found.untrained_rows:.2f} and "
-        f"{found.untrained_columns:.2f} before training"
+        f"near patches have similar position embeddings: {how['rows']} along rows, "
+        f"{how['columns']} along columns (Spearman's correlation of distance and similarity "
+        f"{found.rows:.2f} and {found.columns:.2f}; before training {found.untrained_rows:.2f} and "
+        f"{found.untrained_columns:.2f})"
     )
 
 
@@ -69,9 +68,14 @@ def of_distances(found: DistancesFound) -> list[str]:
     ]
     if layers > 2:
         depth = np.repeat(np.arange(layers), heads)
-        rho = float(spearmanr(depth, found.pixels.ravel()).statistic)  # pyright: ignore
-        how = "grows with depth" if rho >= GROWS else "does not grow with depth"
-        told.append(f"attention distance {how} (Spearman's correlation {rho:.2f})")
+        test = spearmanr(depth, found.pixels.ravel())
+        rho, chance = float(test.statistic), float(test.pvalue)  # pyright: ignore
+        how = "falls with depth" if rho < 0 else "grows with depth"
+        clear = "" if chance <= CHANCE else "not clearly: "
+        told.append(
+            f"attention distance {clear}{how} (Spearman's correlation {rho:.2f} over "
+            f"{layers * heads} heads, p = {chance:.2g}, {found.images:,} images)"
+        )
     return told
 
 

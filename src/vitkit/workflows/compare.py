@@ -43,6 +43,10 @@ def read(path: Path, name: str) -> Compared:
     """A run or an evaluation; UsageError where it is neither."""
     if path.suffix == ".json" and path.is_file():
         return read_evaluation(path, name)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    if (path / "report.json").is_file():  # as `vitkit evaluate -o` writes it
+        return read_evaluation(path / "report.json", name)
     if not (path / "config.json").is_file() or not (path / "metrics.jsonl").is_file():
         raise UsageError(
             f"{path}: is neither a run directory (config.json, metrics.jsonl) nor the .json of an "

@@ -31,7 +31,9 @@ class ProtocolOptions:
     real: str = ""
     """Real: the ReaL labels, real.json of google-research/reassessed-imagenet."""
     corruptions: str = ""
-    """Corruptions: which ones, with commas between them; 13 of ImageNet-C's 15 by default."""
+    """Corruptions: which ones, with commas between them; by default gaussian-noise, shot-noise,
+    impulse-noise, defocus-blur, motion-blur, zoom-blur, snow, fog, brightness, contrast,
+    elastic-transform, pixelate, jpeg-compression; also speckle-noise, gaussian-blur, saturate."""
     severities: str = "1,2,3,4,5"
     """Corruptions: how strong, 1 to 5."""
     shifts: str = ""

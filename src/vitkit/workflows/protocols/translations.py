@@ -21,13 +21,13 @@ from vitkit.workflows.protocols.job import Job
 
 def run(job: Job) -> Findings:
     """{"consistency": the share of shifted pictures that are predicted as the unshifted one is,
-    over all shifts, "top1": of the unshifted, "top1_shifted": over all shifts}."""
+    over all shifts, "top1_unshifted": of the windows in the middle, "top1_shifted": over all}."""
     source, side = job.scored, min(job.model.preprocessing.image_size)
     one_label(source, "translations")
     number = class_numbers(job.model.class_names, source.class_names, job.splits.name)
     distances = list(usual_distances(side))
     if job.options.shifts:
-        distances = whole_numbers(job.options.shifts, "shifts", 1, side)
+        distances = whole_numbers(job.options.shifts, "shifts", 1, max(1, side // 2))
     moving, most = neutral(job), max(distances)
     unshifted, labels = predicted(job, moving, most, (0, 0))
     wanted = number[labels].numpy()
@@ -39,7 +39,8 @@ def run(job: Job) -> Findings:
             right[row, column] = same(moved, wanted)
     plain = same(unshifted, wanted)
     metrics = {
-        "consistency": float(kept.mean()), "top1": plain, "top1_shifted": float(right.mean()),
+        "consistency": float(kept.mean()), "top1_unshifted": plain,
+        "top1_shifted": float(right.mean()),
     }  # fmt: skip
     by_distance = {"consistency": kept.mean(axis=1), "top-1": right.mean(axis=1)}
     return Findings(
@@ -75,8 +76,10 @@ def moved_by(image: Tensor, index: int, preprocessing, most: int, shift: tuple[i
 
 def notes(job: Job, most: int) -> tuple[str, ...]:
     said = [
-        f"Every picture is a window of a larger resized one with {most} more pixels at each side, "
-        "so that nothing in it is made up; nets compare on the same images and shifts."
+        f"Every picture is a window of a larger resized one with {most} more "
+        f"pixel{'s' if most > 1 else ''} at each side, so that nothing in it is made up: the "
+        "unshifted one is the middle, and its top-1 is not that of --protocol top-k. Nets compare "
+        "at the same shifts, on the same images."
     ]
     config = job.model.net.config
     if isinstance(config, ViTConfig):
