@@ -166,8 +166,14 @@ def test_layers_and_heads_asked_for_twice_are_shown_once():
 
 
 @pytest.mark.parametrize("kind", ["token", "mean", "map"])
-def test_flow_comes_from_what_the_head_reads(kind):
-    model = model_of(VITS[kind])
+def test_flow_comes_from_what_the_head_reads(kind, monkeypatch):
+    model, given = model_of(VITS[kind]), []
+
+    def kept(maps, source):  # flows of so small a net are nearly alike, whatever the source
+        given.append(source)
+        return flow(maps, source)
+
+    monkeypatch.setattr(inspect_images, "flow", kept)
     pixels = pixels_for(model, 1)
     # Whatever is shown, flow goes through all layers and heads.
     [image] = inspect(model, pixels, flow=True, layers=(1,), heads=(0,)).images
@@ -180,6 +186,7 @@ def test_flow_comes_from_what_the_head_reads(kind):
         source[prefix:] = 1 / (tokens - prefix)
     if kind == "map":
         source[prefix:] = pool_attention(model.net, one)[0].mean(dim=0)
+    close(given[0], source)
     close(image.flow, flow(maps, source))
     assert image.flow_note == note_on_flow(image.flow, maps)
 
@@ -215,6 +222,8 @@ def test_of_a_net_without_a_head_is_found_what_needs_no_class():
     assert image.top == image.lens == image.faithfulness == () and image.relevance_of == ""
     assert image.relevance is image.grad_cam is None
     assert found.lens is None and any("no head" in note for note in found.notes)
+    with pytest.raises(UsageError, match="--of a: this net has no head"):
+        inspect(model, "no such image", of="a")
 
 
 def test_a_name_that_two_classes_have_is_that_of_the_class_that_is_predicted():
@@ -442,6 +451,24 @@ def test_no_more_images_are_shown_than_asked_for_and_a_note_says_so():
     assert "3 more images were given than are shown; --show takes more." in found.notes
     assert not any("--show" in note for note in inspect(model, pixels, show=4).notes)
     assert len(inspect(model, pixels_for(model, 9)).images) == 8
+
+
+def test_a_net_whose_weights_are_not_finite_is_refused_with_their_names():
+    model = model_of(VITS["token"])
+    with torch.no_grad():
+        model.net.blocks[1].attention.qkv.bias[3] = torch.nan
+        model.net.head.bias[0] = torch.inf
+    with pytest.raises(VitkitError, match=r"2 of \d+ tensors .*blocks\.1\..*head\.bias.*diverged"):
+        inspect(model, "no such image", data="no such data")
+
+
+def test_a_map_that_is_not_finite_is_not_measured(monkeypatch):
+    model = model_of(VITS["token"])
+    heat = torch.full((1, *model.net.config.grid), torch.nan)
+    monkeypatch.setattr(inspect_images, "relevance", lambda *_: heat)
+    found = inspect(model, pixels_for(model, 1))
+    assert found.images[0].faithfulness == () and found.images[0].grad_cam is not None
+    assert not any("random" in note for note in found.notes)
 
 
 # What is written

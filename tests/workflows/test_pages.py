@@ -29,8 +29,17 @@ def test_a_file_of_html_is_the_page_itself_and_written_over(tmp_path, name):
     file = tmp_path / "new" / name
     assert page_at(file) == file and file.parent.is_dir() and not file.exists()
     file.write_text("page")
+    file.with_suffix(".npz").write_text("its numbers")
     assert page_at(str(file)) == file and file.read_text() == "page"
-    assert [path.name for path in file.parent.iterdir()] == [name]
+    assert len(list(file.parent.iterdir())) == 2
+
+
+def test_a_page_of_something_else_is_not_written_over(tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("of a run")
+    with pytest.raises(UsageError, match=r"report\.html: is there already, of something else"):
+        page_at(page)
+    assert page.read_text() == "of a run"
 
 
 def test_other_names_with_a_dot_are_folders(tmp_path):
