@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics.pairwise import cosine_similarity
-from small_nets import EVERY, T2TS, small_net, vit_config
 
+from small_nets import EVERY, T2TS, small_net, vit_config
 from vitkit.errors import UsageError
 from vitkit.inspection.embeddings import position_similarity, positions, rank_correlations
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from small_nets import EVERY, images_for, small_net
 from torch import nn
 
+from small_nets import EVERY, images_for, small_net
 from vitkit.errors import UsageError
 from vitkit.inspection import areas, faithfulness, grad_cam
 from vitkit.inspection.faithfulness import blurred

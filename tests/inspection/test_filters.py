@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from small_nets import EVERY, VITS, small_net
 
+from small_nets import EVERY, VITS, small_net
 from vitkit.errors import UsageError
 from vitkit.inspection import filters
 from vitkit.inspection.filters import pictures, principal_components

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from small_nets import CLASSES, EVERY, VITS, images_for, small_net
 
+from small_nets import CLASSES, EVERY, VITS, images_for, small_net
 from vitkit.errors import UsageError
 from vitkit.inspection import grad_cam
 

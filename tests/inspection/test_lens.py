@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small_nets import CLASSES, CONVOLUTIONAL, VITS, WITH_TOKENS, images_for, small_net, vit_config
 
+from small_nets import CLASSES, CONVOLUTIONAL, VITS, WITH_TOKENS, images_for, small_net, vit_config
 from vitkit.data.pipeline import Batch
 from vitkit.errors import UsageError
 from vitkit.inspection import lens, lens_accuracy, lens_logits

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small_nets import CONVOLUTIONAL, VITS, WITH_TOKENS, images_for, small_net
 
+from small_nets import CONVOLUTIONAL, VITS, WITH_TOKENS, images_for, small_net
 from vitkit.errors import UsageError
 from vitkit.inspection import norms_found, patch_norms
 
