@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vitkit.plain import Curve
 from vitkit.reports.colours import INK, LINE, MUTED, SERIES
@@ -223,15 +223,34 @@ def coloured(maps: np.ndarray) -> np.ndarray:
     return (255 * colormaps[HEAT](np.nan_to_num(known))[..., :3]).round().astype(np.uint8)
 
 
+def enlarged(picture: np.ndarray) -> Image.Image:
+    """The longer side of OVERLAY pixels."""
+    scale = OVERLAY / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return Image.fromarray(np.ascontiguousarray(picture)).resize(size)
+
+
+def outlined(picture: np.ndarray, grid: tuple[int, int], row: int, column: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (h', w', 3), the longer side of OVERLAY pixels, with a line around a patch
+    of a grid (down, across): white within black, which are seen on any picture."""
+    image = enlarged(picture)
+    high, wide = image.height / grid[0], image.width / grid[1]
+    box = [column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1]
+    left, top, right, bottom = map(round, box)
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=2)
+    pen.rectangle((left, top, right, bottom), outline="white", width=2)
+    return np.asarray(image)
+
+
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Heat (any size) smoothly over the picture (h, w, 3) uint8, which shows through where it is
     low -> (h', w', 3) uint8, the longer side of OVERLAY pixels."""
-    scale = OVERLAY / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    below = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size), np.float32)
+    image = enlarged(picture)
+    below = np.asarray(image, np.float32)
     known = np.nan_to_num(stretched(heat[None, None].astype(np.float32))[0, 0])
-    large = np.asarray(Image.fromarray(known).resize(size, Image.Resampling.BILINEAR))[..., None]
-    colours = 255 * colormaps["magma"](large[..., 0])[..., :3]
+    large = np.asarray(Image.fromarray(known).resize(image.size, Image.Resampling.BILINEAR))
+    colours = 255 * colormaps["magma"](large)[..., :3]
     grey = below.mean(axis=2, keepdims=True)  # the photograph's own colours would be misread
-    share = 0.25 + 0.5 * large
+    share = 0.25 + 0.5 * large[..., None]
     return ((1 - share) * grey + share * colours).clip(0, 255).round().astype(np.uint8)
