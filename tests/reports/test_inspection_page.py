@@ -64,6 +64,12 @@ def test_a_net_without_attention_has_a_page_of_what_there_is(tmp_path):
     assert page.count("<img") == 2  # the input, Grad-CAM
 
 
+def test_without_data_nothing_is_said_of_them(tmp_path):
+    about = {"checkpoint": "runs/base", "data": ""}
+    page = write_inspection(tmp_path / "page.html", FOUND, about).read_text(encoding="utf-8")
+    assert "<tr><th>checkpoint</th>" in page and "<th>data</th>" not in page
+
+
 def test_an_inspection_without_anything_has_a_page(tmp_path):
     assert "ViT, images" in written(tmp_path, Inspection("x", "ViT", (8, 8), None, None, None))
 

@@ -24,6 +24,7 @@ from vitkit.reports.page import (
     Rows,
     Section,
     Text,
+    filled,
     render,
     write_page,
 )
@@ -83,6 +84,17 @@ def test_names_of_many_lines_stand_beside_the_plot():
     assert drawn.wide and legend.get_window_extent().x0 > drawn.figure.axes[0].bbox.x1
     few = lines("f", "", "x", "y", {f"line {n}": ([0, 1], [n, n]) for n in range(6)})
     assert not few.wide and not few.figure.legends
+
+
+def test_facts_that_are_empty_are_left_out_zero_and_no_are_not():
+    options = {"shifts": "", "classes": None, "shots": (), "seed": 0, "sweep_l2": False}
+    about = {"data": "", "device": "cpu", "options": options, "more": {"tasks": ""}}
+    assert filled(about) == {"device": "cpu", "options": {"seed": 0, "sweep_l2": False}}
+
+
+def test_facts_of_several_values_can_be_told_apart(tmp_path):
+    page = written(tmp_path, Facts({"options": {"shots": (1, 5), "seeds": 3}}))
+    assert "<td>shots 1, 5; seeds 3</td>" in page
 
 
 def test_ids_of_two_figures_on_a_page_do_not_meet():

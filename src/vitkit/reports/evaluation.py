@@ -28,6 +28,7 @@ from vitkit.reports.page import (
     Rows,
     Section,
     Text,
+    filled,
     table,
     write_page,
 )
@@ -86,7 +87,7 @@ def sections(findings: Findings, about: Mapping[str, Any]) -> list[Section]:
             "worst", "The true class had the smallest probability.", findings.worst)),
         Section("Most confident mistakes", mistake_parts(
             "confident", "The wrong class had the largest probability.", findings.confident)),
-        Section("About", [Facts(about)] if about else []),
+        Section("About", [Facts(filled(about))] if filled(about) else []),
     ]  # fmt: skip
 
 
