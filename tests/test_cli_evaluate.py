@@ -31,7 +31,7 @@ def pages(monkeypatch):
     """Stands for the pages, which are tested by themselves: what they were given."""
     written = []
 
-    def write_evaluation(page, findings, about):
+    def write_evaluation(page, findings, about, figures):
         written.append((page, findings, about))
         page.write_text("page")
         return page
@@ -76,6 +76,11 @@ def test_tables_and_notes_are_printed_and_in_the_json(net, capsys):
         (["--protocol", "few-shot", "--shots", "1,x"], "shots"),
         (["--protocol", "few-shot", "--shots", "0"], "shots is (0,)"),
         (["--protocol", "knn", "--k", "0"], "k is 0"),
+        (["--protocol", "knn", "--shots", "3"], "--shots is for --protocol few-shot, and knn"),
+        (["--k", "3"], "--k is for --protocol knn, and top-k does not read it"),
+        (["--protocol", "linear", "--sweep-l2"], "--sweep-l2 is for --protocol few-shot"),
+        (["--protocol", "few-shot", "--sweep-l2", "--l2", "3"], "l2 is 3 and sweep_l2"),
+        (["--protocol", "vtab", "--vtab-side", "32"], "add --vtab-method finetune"),
         (["--gpus", "0"], "--gpus is 0"),
     ],
 )

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from vitkit.errors import UsageError
 from vitkit.terminal import print_columns, printable
 from vitkit.words import Evaluate, parse, require
+from vitkit.workflows.protocols.options import require_read
 
 if TYPE_CHECKING:
     from vitkit.evaluation.findings import Findings
     from vitkit.prediction.model import Model
     from vitkit.workflows.protocols.job import Job
-
-LEARN = ("few-shot", "knn", "linear")  # the protocols that --train is for
 
 
 def evaluation_words(argv: list[str]) -> Evaluate:
@@ -24,11 +23,7 @@ def evaluation_words(argv: list[str]) -> Evaluate:
     words = parse(Evaluate(), "evaluate", argv)
     require(words.checkpoint, "evaluate", "CHECKPOINT, a bundle, a run or a file of weights")
     require(words.data, "evaluate", "DATA, images as docs/data.md lists them, or 'digits'")
-    if words.train and words.protocol not in LEARN:
-        raise UsageError(
-            f"--train is where {', '.join(LEARN)} learn from, and {words.protocol} learns nothing; "
-            "add --protocol few-shot, say"
-        )
+    require_read(words.options, words.protocol, bool(words.train))
     if words.figures is not None and words.out is None:
         raise UsageError("--figures are those of the page; add -o PAGE.html")
     return words

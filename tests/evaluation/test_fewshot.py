@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 import vitkit.evaluation.fewshot as module
-from vitkit.errors import VitkitError
+from vitkit.errors import UsageError, VitkitError
 from vitkit.evaluation.fewshot import few_shot, few_shot_accuracies, least_squares_accuracy, ridge
 
 Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -122,6 +122,13 @@ def test_a_feature_that_never_changes_does_no_harm():
     train, labels, test, test_labels = clusters(60, 8, noise=0.1)
     dead = [np.column_stack([part, np.full(len(part), 5.0)]) for part in (train, test)]
     assert least_squares_accuracy(dead[0], labels, dead[1], test_labels, 1.0) > 0.99
+
+
+@pytest.mark.parametrize("l2", [0.0, -1.0, np.nan, np.inf, [1.0, 0.0]])
+def test_a_penalty_is_above_0(l2):
+    """Without one the eigenvalues that are 0 would be divided by."""
+    with pytest.raises(UsageError, match=r"l2 is .*; it must be above 0"):
+        least_squares_accuracy(*clusters(12, 100), l2)
 
 
 # Shots

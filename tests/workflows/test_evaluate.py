@@ -1,8 +1,14 @@
 """What is found of a net on images, protocol by protocol, and what is kept between two times."""
 
-from dataclasses import replace
+import io
+import math
+import re
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 import vitkit
 from vitkit.data.checks import DataError
-from vitkit.data.opening import digits
+from vitkit.data.opening import digits, open_data
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import ArraySource, Splits, Subset, only_classes
 from vitkit.data.transforms import Preprocessing
@@ -23,7 +29,9 @@ from vitkit.models.variants import build
 from vitkit.models.vit import VisionTransformer
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
-from vitkit.workflows.evaluate import evaluate, found
+from vitkit.workflows.evaluate import PROTOCOLS, evaluate, found
+from vitkit.workflows.protocols import job
+from vitkit.workflows.protocols.options import ProtocolOptions, require_read
 
 
 @pytest.fixture(autouse=True)
@@ -134,13 +142,103 @@ def test_a_bad_image_is_an_error_and_nothing_is_kept_of_the_others(tmp_path, cac
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_features_that_are_not_finite_teach_nothing():
-    model = fresh()
+@pytest.mark.parametrize("protocol", ["top-k", "few-shot", "knn", "linear", "corruptions",
+                                      "translations"])  # fmt: skip
+def test_what_is_not_finite_is_no_accuracy(protocol, cache):
+    model, data = fresh(), few(40, 40)
     with torch.no_grad():
-        model.net.head.weight.fill_(0)
         next(model.net.parameters()).fill_(torch.nan)
-    with pytest.raises(VitkitError, match="not finite"):
-        evaluate(model, few(), "knn")
+    for _ in range(2):
+        with pytest.raises(VitkitError, match="of 40 of 40 images are not finite"):
+            evaluate(model, data, protocol)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_one_image_that_is_not_finite_is_told_though_it_was_kept(monkeypatch):
+    model, data = fresh(), few()
+    run = model.run
+    model.run = lambda function, images: run(function, images).index_fill(
+        0, torch.tensor([3]), torch.inf
+    )
+    check = job.finite
+    monkeypatch.setattr(job, "finite", lambda values, what: values)
+    evaluate(model, data)
+    monkeypatch.setattr(job, "finite", check)
+    with pytest.raises(VitkitError, match="logits of 1 of 200 images are not finite"):
+        evaluate(model, data)
+
+
+# What is learned from is not scored
+
+
+LEARNING = ("few-shot", "knn", "linear")
+
+
+def digit_files(folder, numbers):
+    """Digits of the validation split as files in folders of their classes."""
+    val = digits().val
+    for n in numbers:
+        path = folder / val.class_names[val.labels[n]] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(val.image(n).permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("protocol", LEARNING)
+def test_images_to_learn_from_are_not_scored(protocol, tmp_path, monkeypatch):
+    data = digit_files(tmp_path / "data", range(60))
+    monkeypatch.chdir(tmp_path)
+    for same in (data, "data", str(tmp_path / "data/../data")):
+        with pytest.raises(DataError, match=rf"{protocol}: 60 of the 60 images .* leave it out"):
+            evaluate(fresh(), data, protocol, train=same)
+    assert (
+        evaluate(fresh(), data, protocol, **few_of(protocol))["images"] < 60
+    )  # half is held apart
+
+
+def few_of(protocol):
+    return {"knn": {"k": 3}, "few-shot": {"shots": (1,)}}.get(protocol, {})
+
+
+def test_some_images_that_are_in_both_are_counted(tmp_path):
+    data = digit_files(tmp_path / "data", range(60))
+    part = Subset(open_data(data).train, np.arange(20, 60))
+    with pytest.raises(DataError, match="40 of the 40 images to score"):
+        evaluate(fresh(), part, "knn", train=data)
+    with pytest.raises(DataError, match="40 of the 60 images to score"):
+        evaluate(fresh(), data, "knn", train=part)
+    with pytest.raises(DataError, match=r"20 of the 40 images .* give splits that share none"):
+        shared = Subset(part.source, np.arange(40))
+        evaluate(fresh(), Splits("mine", part, shared), "knn")
+
+
+@pytest.mark.parametrize("stored", ["arrays", "parquet"])
+def test_images_without_a_file_of_their_own_are_told_apart_as_well(stored, tmp_path):
+    def source(begin, title):
+        labels = digits().val.labels[begin : begin + 60]
+        pixels = [digits().val.image(i).permute(1, 2, 0).numpy() for i in range(begin, begin + 60)]
+        if stored == "arrays":
+            return ArraySource(np.stack(pixels), labels, list("0123456789"))
+        files = [io.BytesIO() for _ in pixels]
+        for file, image in zip(files, pixels, strict=True):
+            Image.fromarray(image).save(file, "PNG")
+        rows = {"image": [{"bytes": f.getvalue()} for f in files], "label": labels.tolist()}
+        pq.write_table(pa.table(rows), tmp_path / f"{title}.parquet")
+        return tmp_path / f"{title}.parquet"
+
+    data, other, copy = source(0, "a"), source(60, "b"), source(0, "c")
+    for train in (data, copy):
+        with pytest.raises(DataError, match="60 of the 60 images to score"):
+            evaluate(fresh(), data, "knn", train=train)
+    assert evaluate(fresh(), data, "knn", train=other)["images"] == 60  # though called alike
+
+
+def test_other_splits_of_the_same_data_may_be_learned_from(tmp_path):
+    digit_files(tmp_path / "train", range(100))
+    digit_files(tmp_path / "test", range(100, 160))
+    found = [evaluate(fresh(), tmp_path, "knn", train=train, k=3)["metrics"]
+             for train in (None, tmp_path, tmp_path / "train")]  # fmt: skip
+    assert found[0] == found[1] == found[2]
 
 
 # top-k
@@ -292,26 +390,55 @@ def test_the_penalty_of_the_linear_probe_is_chosen_by_training_images(monkeypatc
 
 
 def test_images_of_several_labels_are_scored_by_top_k_and_linear_alone():
-    images = digits().val
+    images = digits().train
     several = np.stack([images.labels % 2 == 0, images.labels < 5], axis=1)
-    pixels = np.stack([images.image(i).permute(1, 2, 0).numpy() for i in range(200)])
-    data = ArraySource(pixels, several[:200].astype(int), ["even", "low"])
-    _, findings = found(fresh(), Splits("both", data, data), "linear")
-    assert findings.metrics["mean_average_precision"] > 0.8
+    pixels = np.stack([images.image(i).permute(1, 2, 0).numpy() for i in range(900)])
+    data = ArraySource(pixels, several[:900].astype(int), ["even", "low"])
+    halves = Splits("both", Subset(data, np.arange(700)), Subset(data, np.arange(700, 900)))
+    _, findings = found(fresh(), halves, "linear")
+    assert findings.metrics["mean_average_precision"] > 0.7  # 0.5 by chance
     assert findings.confusion is None and findings.calibration is None
     assert any("several labels" in note for note in findings.notes)
     for protocol in ("few-shot", "knn"):
         with pytest.raises(DataError, match="several labels"):
-            evaluate(fresh(), Splits("both", data, data), protocol)
+            evaluate(fresh(), halves, protocol)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_opened():
     for options, said in [
         ({"shots": ()}, "shots is"), ({"shots": (0, 1)}, "shots is"), ({"seeds": 0}, "seeds is 0"),
-        ({"k": 0}, "k is 0"), ({"l2": -1.0}, "l2 is -1"), ({"metric": "cosin"}, "metric is"),
-        ({"kk": 3}, "kk"),
+        ({"k": 0}, "k is 0"), ({"l2": -1.0}, "l2 is -1"), ({"l2": 0.0}, "l2 is 0"),
+        ({"l2": math.inf}, "l2 is inf"), ({"metric": "cosin"}, "metric is"), ({"kk": 3}, "kk"),
+        ({"train": "digits"}, "top-k learns nothing"),
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=said):
             vitkit.evaluate(fresh(), "nowhere", **options)
     with pytest.raises(UsageError, match="few-shot"):
         vitkit.evaluate(fresh(), "nowhere", "fewshot")
+
+
+OTHERS = {  # of every option a value that is not its default
+    "l2": 1.0, "sweep_l2": True, "shots": (1,), "seeds": 1, "k": 1, "metric": "euclidean",
+    "classes": "imagenet-r", "real": "real.json", "corruptions": "fog", "severities": "1",
+    "shifts": "1", "seed": 1, "tasks": "dtd", "vtab_method": "finetune", "vtab_steps": 1,
+    "vtab_side": 1, "vtab_test": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ProtocolOptions)])
+def test_an_option_is_refused_by_all_protocols_but_those_that_read_it(name):
+    given = {name: OTHERS[name]} | ({"vtab_method": "finetune"} if "vtab_" in name else {})
+    readers = []
+    for protocol, module in PROTOCOLS.items():
+        try:
+            require_read(ProtocolOptions(**given), protocol)
+        except UsageError:
+            with pytest.raises(UsageError, match="is for --protocol"):
+                evaluate(fresh(), "nowhere", protocol, **given)
+            continue
+        files = [module, "vtab_methods" if protocol == "vtab" else module]
+        folder = Path(job.__file__).parent
+        text = "".join((folder / f"{file}.py").read_text() for file in files)
+        assert re.search(rf"options\.{name}\b", text), f"{module}.py does not read it"
+        readers.append(protocol)
+    assert len(readers) == 1

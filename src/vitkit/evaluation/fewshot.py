@@ -12,7 +12,8 @@ from typing import overload
 
 import numpy as np
 
-from vitkit.errors import VitkitError
+from vitkit.data.checks import some
+from vitkit.errors import UsageError, VitkitError
 
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
@@ -54,6 +55,7 @@ def least_squares_accuracy(
     Features (N, D), labels (N,) integers, l2 the penalty: a float -> a float, several -> an array
     of as many accuracies. Features are standardised by the mean and (biased) deviation of the
     train features, a constant is appended, targets are +1 for the class and -1 for all others.
+    UsageError for an l2 that is not above 0.
     """
     raw = np.asarray(train_features, np.float64)
     mean, std = raw.mean(axis=0), raw.std(axis=0) + 1e-5
@@ -86,7 +88,11 @@ def ridge(x: np.ndarray, targets: np.ndarray, strengths: np.ndarray) -> list[np.
     """argmin ||x w - targets||^2 + l2 ||w||^2 for each l2: weights (D, K).
 
     One eigendecomposition serves every l2; of the two equal forms the smaller one is solved.
+    UsageError for an l2 that is not above 0: of few images many weights were then as good, and
+    which ones come out would be chance.
     """
+    if not (np.isfinite(strengths) & (strengths > 0)).all():
+        raise UsageError(f"l2 is {some(strengths.tolist())}; it must be above 0, and finite")
     n, d = x.shape
     if n >= d:  # primal: w = (x'x + l2)^-1 x'y
         values, vectors = np.linalg.eigh(x.T @ x)

@@ -18,7 +18,7 @@ from vitkit.prediction.model import Model, load
 from vitkit.training.precision import choose_device, computing_threads
 from vitkit.training.world import from_environment, joined, together
 from vitkit.workflows.protocols.job import Job
-from vitkit.workflows.protocols.options import ProtocolOptions
+from vitkit.workflows.protocols.options import ProtocolOptions, require_read
 
 PROTOCOLS = {  # by what they are called: the module that does them
     "top-k": "top_k",
@@ -56,8 +56,9 @@ def evaluate(
     ImageNet's validation images by their ReaL labels, "corruptions" pictures with noise, blur,
     weather and compression, "translations" pictures moved by a few pixels. "vtab" takes a folder of
     the data sets of VTAB-1k, and fits a linear probe, or fine-tunes, for each task. `options` are
-    fields of vitkit.workflows.protocols.options.ProtocolOptions. Features and logits are kept in
-    vitkit's cache folder (docs/data.md) unless `cache` is False.
+    fields of vitkit.workflows.protocols.options.ProtocolOptions; UsageError for one that the
+    protocol does not read. Features and logits are kept in vitkit's cache folder (docs/data.md)
+    unless `cache` is False.
     """
     began = time.perf_counter()
     job, findings = found(
@@ -99,6 +100,7 @@ def found(
     for name in options:
         named("option of evaluate", name, list(ProtocolOptions.__dataclass_fields__))
     wanted, world = ProtocolOptions(**options), from_environment()
+    require_read(wanted, protocol, train is not None)
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
     with joined(place), computing_threads(share_of_threads(world.local_size)):

@@ -13,15 +13,15 @@ from vitkit.evaluation.fewshot import SWEEP, few_shot_accuracies, possible_shots
 from vitkit.evaluation.findings import Findings
 from vitkit.plain import Curve, Table
 from vitkit.workflows.protocols.job import Job
-from vitkit.workflows.protocols.pools import finite_features, learning_and_scored
+from vitkit.workflows.protocols.pools import learning_and_scored
 
 HELD_OUT, AT_MOST = 0.2, 2_000  # of the training images, that a penalty is chosen by
 
 
 def run(job: Job) -> Findings:
     pool, scored = learning_and_scored(job, "few-shot")
-    x, y = (tensor.numpy() for tensor in finite_features(job, pool))
-    x_test, y_test = (tensor.numpy() for tensor in finite_features(job, scored))
+    x, y = (tensor.numpy() for tensor in job.features(pool))
+    x_test, y_test = (tensor.numpy() for tensor in job.features(scored))
     options, seeds = job.options, range(job.options.seeds)
     notes: list[str] = []
     if options.sweep_l2:

@@ -71,18 +71,21 @@ class Job:
         return self.seen(source, "logits"), labels_of(source)
 
     def seen(self, source: Source, what: str) -> Tensor:
-        """What the net makes of every image, in order: kept, or computed now and kept."""
+        """What the net makes of every image, in order: kept, or computed now and kept.
+
+        VitkitError where it is not numbers, of which no protocol can tell anything.
+        """
         if not len(source):
             raise VitkitError("no images to evaluate")
         if not self.cache or isinstance(source, Changed):  # of which there may be very many
-            return self.computed(source, what)
+            return finite(self.computed(source, what), what)
         of_images = together(source.fingerprint)
         key = digest([what, self.net_fingerprint, of_images])[:32]
         kept = feature_cache.find(key, len(source))
         if all(of_all(kept is not None)):  # machines have caches of their own
             assert kept is not None
-            return torch.from_numpy(kept)
-        values = self.computed(source, what)
+            return finite(torch.from_numpy(kept), what)
+        values = finite(self.computed(source, what), what)
         if self.world.main:
             feature_cache.keep(key, values.numpy())
         return values
@@ -124,6 +127,17 @@ class Job:
             parts += [f"{name} {values.dtype} {tuple(values.shape)}"]
             parts += [memoryview(values.view(-1).view(torch.uint8).numpy())]
         return digest(parts)
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """The same (N, D); VitkitError where some are not finite."""
+    bad = int((~torch.isfinite(values)).any(1).sum())
+    if bad:
+        raise VitkitError(
+            f"the {what} of {bad:,} of {len(values):,} images are not finite; the net's weights "
+            "are damaged, or its training diverged"
+        )
+    return values
 
 
 def labels_of(source: Source) -> Tensor:

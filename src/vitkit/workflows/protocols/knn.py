@@ -8,7 +8,7 @@ from vitkit.data.checks import DataError
 from vitkit.evaluation.findings import Findings
 from vitkit.evaluation.knn import knn
 from vitkit.workflows.protocols.job import Job
-from vitkit.workflows.protocols.pools import finite_features, learning_and_scored, recalls
+from vitkit.workflows.protocols.pools import learning_and_scored, recalls
 
 
 def run(job: Job) -> Findings:
@@ -17,8 +17,8 @@ def run(job: Job) -> Findings:
     if k > len(pool):
         raise DataError(f"knn: {k} neighbours are asked for of {len(pool)} training images; "
                         "give a smaller --k")  # fmt: skip
-    x, y = finite_features(job, pool)
-    x_test, y_test = finite_features(job, scored)
+    x, y = job.features(pool)
+    x_test, y_test = job.features(scored)
     predicted = knn(x, y.numpy(), x_test, k, metric)
     right = predicted == y_test.numpy()
     shares, images = recalls(right, y_test.numpy(), len(pool.class_names))

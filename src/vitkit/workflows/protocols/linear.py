@@ -21,7 +21,7 @@ from vitkit.evaluation.topk import top_k
 from vitkit.plain import Table
 from vitkit.training.log import headline
 from vitkit.workflows.protocols.job import Job
-from vitkit.workflows.protocols.pools import finite_features, learning_and_scored
+from vitkit.workflows.protocols.pools import learning_and_scored
 from vitkit.workflows.protocols.scores import scores
 
 HELD_OUT, AT_MOST, SEED = 0.1, 10_000, 0  # of the training images, that the penalty is chosen by
@@ -37,8 +37,8 @@ def run(job: Job) -> Findings:
             f"linear: {len(pool)} training images are too few to choose a penalty by; give two or "
             "more of a class"
         )
-    x, y = finite_features(job, pool)
-    x_test, y_test = finite_features(job, scored)
+    x, y = job.features(pool)
+    x_test, y_test = job.features(scored)
     classes, loss = len(pool.class_names), "sigmoid" if pool.multi_label else "softmax"
     rest = torch.ones(len(x), dtype=torch.bool)
     rest[apart] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,11 +55,46 @@ class ProtocolOptions:
         for name, values in (("shots", self.shots), ("seeds", [self.seeds]), ("k", [self.k])):
             if not values or min(values) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.l2 >= 0:
-            raise UsageError(f"l2 is {self.l2}; it must be 0 or more")
+        if not 0 < self.l2 < math.inf:
+            raise UsageError(f"l2 is {self.l2}; it must be above 0, and finite")
         if self.metric not in ("cosine", "euclidean"):
             raise UsageError(f"metric is {self.metric!r}; it must be cosine or euclidean")
         for name in ("vtab_steps", "vtab_side", "vtab_test"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         named("vtab_method", self.vtab_method, ("linear", "finetune"))
+        if self.sweep_l2 and self.l2 != L2:
+            raise UsageError(f"l2 is {self.l2:g} and sweep_l2 chooses another; leave out one")
+        for name in ("vtab_steps", "vtab_side"):
+            if getattr(self, name) and self.vtab_method != "finetune":
+                raise UsageError(f"{name} is of fine-tuning; add --vtab-method finetune")
+
+
+READ_BY = {  # by which protocol each option is read
+    "l2": "few-shot", "sweep_l2": "few-shot", "shots": "few-shot", "seeds": "few-shot",
+    "k": "knn", "metric": "knn",
+    "classes": "top-k",
+    "real": "real",
+    "corruptions": "corruptions", "severities": "corruptions", "seed": "corruptions",
+    "shifts": "translations",
+    "tasks": "vtab", "vtab_method": "vtab", "vtab_steps": "vtab", "vtab_side": "vtab",
+    "vtab_test": "vtab",
+}  # fmt: skip
+LEARN = ("few-shot", "knn", "linear")  # the protocols that --train is for
+
+
+def require_read(options: ProtocolOptions, protocol: str, train: bool = False) -> None:
+    """UsageError for an option that is not as by default and that the protocol does not read, or
+    for images to learn from where it learns nothing of them."""
+    if train and protocol not in LEARN:
+        raise UsageError(
+            f"--train is where {', '.join(LEARN)} learn from, and {protocol} learns nothing; "
+            "add --protocol few-shot, say"
+        )
+    usual = ProtocolOptions()
+    for name, reader in READ_BY.items():
+        if reader != protocol and getattr(options, name) != getattr(usual, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for --protocol {reader}, and {protocol} does not "
+                "read it; leave it out"
+            )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vitkit.data.source import Concatenated, Source, Splits
 from vitkit.data.vtab.opening import TaskImages
 from vitkit.data.vtab.pools import drawn
-from vitkit.errors import UsageError, VitkitError
+from vitkit.errors import UsageError
 from vitkit.evaluation.logistic import L2, fit_logistic
 from vitkit.prediction.model import load
 from vitkit.training.config import AugmentConfig
@@ -49,8 +49,6 @@ def scored(job: Job, name: str, images: TaskImages) -> Scored:
 def probed(job: Job, name: str, images: TaskImages, test: Source) -> tuple[Tensor, Tensor, str]:
     """Logits (N, K) and labels (N,) of the test images, and the penalty."""
     (x, y), (apart, labels) = job.features(images.fit), job.features(images.choose)
-    if not (x.isfinite().all() and apart.isfinite().all()):
-        raise VitkitError(f"{name}: the net's features are not finite; check the checkpoint")
     weight, bias, l2 = probe(x, y, apart, labels, len(images.fit.class_names))
     rows, truth = job.features(test)
     return rows @ weight.T + bias, truth, f"l2 {l2:g}"
