@@ -74,8 +74,9 @@ def moved_by(image: Tensor, index: int, preprocessing, most: int, shift: tuple[i
 
 
 def notes(job: Job, most: int) -> tuple[str, ...]:
+    more = "1 more pixel" if most == 1 else f"{most} more pixels"
     said = [
-        f"Every picture is a window of a larger resized one with {most} more pixels at each side, "
+        f"Every picture is a window of a larger resized one with {more} at each side, "
         "so that nothing in it is made up; nets compare on the same images and shifts."
     ]
     config = job.model.net.config
