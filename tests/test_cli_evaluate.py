@@ -55,6 +55,8 @@ def test_a_report_is_written_with_the_findings_beside_it(net, tmp_path, pages, c
     saved = plain.load(Findings, page.with_suffix(""))
     assert saved.metrics == findings.metrics and saved.tables == findings.tables
     assert about["protocol"] == "few-shot" and about["checkpoint"] == net
+    # No option of another protocol.
+    assert about["options"] == {"l2": 1024.0, "sweep_l2": False, "shots": (1, 5), "seeds": 2}
 
 
 def test_tables_and_notes_are_printed_and_in_the_json(net, capsys):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitkit.errors import UsageError
 from vitkit.terminal import print_columns, printable
 from vitkit.words import Evaluate, parse, require
-from vitkit.workflows.protocols.options import require_read
+from vitkit.workflows.protocols.options import options_of, require_read
 
 if TYPE_CHECKING:
     from vitkit.evaluation.findings import Findings
@@ -109,7 +109,7 @@ def write_report(
         "checkpoint": words.checkpoint, "data": result["data"], "protocol": words.protocol,
         "images": result["images"], "seconds": result["seconds"],
         "device": str(next(job.model.net.parameters()).device), "processes": job.world.size,
-        "options": asdict(words.options),
+        "options": options_of(words.protocol, words.options),
     }  # fmt: skip
     figures = None if words.figures is None else Path(words.figures)
     write_evaluation(page, findings, about, figures)

@@ -4,10 +4,11 @@ import shutil
 from itertools import pairwise
 
 import pytest
-from examples import ABOUT, HOSTILE, findings, inspection
+from examples import ABOUT, HOSTILE, confusion, findings, inspection
 from playwright.sync_api import Error, sync_playwright
 
 import vitkit
+from vitkit.evaluation.findings import Findings
 from vitkit.reports.classes import OfClass
 from vitkit.reports.comparison import write_comparison
 from vitkit.reports.evaluation import write_evaluation
@@ -134,3 +135,29 @@ def test_a_phone_reads_a_figures_text_at_a_size_that_can_be_read(browser, pages)
         "[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)"
     )
     assert min(heights) > 7
+
+
+def test_a_confusion_matrix_of_ten_classes_fits_a_phone_with_its_bar_of_colours(browser, tmp_path):
+    found = Findings({}, confusion=confusion(10))
+    page, _ = opened(browser, write_evaluation(tmp_path / "page.html", found, {}), 375)
+    figure = "document.querySelector('figure')"
+    assert page.evaluate(f"{figure}.scrollWidth <= {figure}.clientWidth")
+    last = page.evaluate(
+        f"[...{figure}.querySelectorAll('text')].find(e => e.textContent == 'share of the true "
+        "class').getBoundingClientRect().right"
+    )
+    assert last <= 375 - 16
+
+
+@pytest.mark.parametrize(("width", "said"), [(375, True), (1440, False)])
+def test_what_a_phone_scrolls_says_so(browser, tmp_path, width, said):
+    found = Findings({}, confusion=confusion(12))
+    page, _ = opened(browser, write_evaluation(tmp_path / "page.html", found, {}), width)
+    figure = "document.querySelector('figure.wide')"
+    assert page.evaluate(f"{figure}.scrollWidth > {figure}.clientWidth") == said
+    sign = page.evaluate(f"getComputedStyle({figure}, '::before').content")
+    assert ("scroll sideways" in sign) == said
+    assert page.evaluate(
+        "[...document.querySelectorAll('.scroll, figure.wide')].every(e => "
+        "getComputedStyle(e).backgroundAttachment == 'local, local, scroll, scroll')"
+    )

@@ -11,7 +11,9 @@ from vitkit.inspection.result import Inspection
 from vitkit.reports.inspection import IMAGES_SHOWN, chosen, write_inspection
 from vitkit.reports.inspection_image import (
     attention_figures,
+    heads_of,
     on_grid,
+    pictures,
     prefix_shares,
     query,
     told_apart,
@@ -60,6 +62,12 @@ def test_a_net_without_attention_has_a_page_of_what_there_is(tmp_path):
     assert "BiT, images of 64x64 pixels." in page and "It has no attention." in page
     assert "Position embeddings" not in page and "rollout" not in page
     assert page.count("<img") == 2  # the input, Grad-CAM
+
+
+def test_without_data_nothing_is_said_of_them(tmp_path):
+    about = {"checkpoint": "runs/base", "data": ""}
+    page = write_inspection(tmp_path / "page.html", FOUND, about).read_text(encoding="utf-8")
+    assert "<tr><th>checkpoint</th>" in page and "<th>data</th>" not in page
 
 
 def test_an_inspection_without_anything_has_a_page(tmp_path):
@@ -122,3 +130,57 @@ def test_the_lens_counts_the_layers_that_were_gone_through(tmp_path, rows, numbe
 )  # fmt: skip
 def test_whose_attention_it_is_reads_as_a_sentence(asked, said):
     assert query(replace(FOUND.images[0], query=asked)) == said
+
+
+@pytest.mark.parametrize(
+    ("heads", "said"),
+    [((0,), "head 0"), ((0, 2), "mean over heads 0, 2"), ((0, 1, 2), "mean over heads"),
+     ((2, 1, 0), "mean over heads"), ((), "mean over heads")],
+)  # fmt: skip
+def test_the_heads_of_an_overlay_are_named(heads, said):
+    assert heads_of(replace(FOUND.images[0], heads=heads), 3) == said
+
+
+def test_an_overlay_of_one_head_says_so(tmp_path):
+    image = FOUND.images[0]
+    image = replace(image, heads=(1,), attention=image.attention[:, 1:])
+    page = written(tmp_path, replace(FOUND, images=(image,)))
+    assert "attention of the class token, layer 2, head 1<br>" in page
+    assert "share of attention, head 1" in page and "mean over heads" not in page
+
+
+def test_the_patch_whose_attention_is_shown_is_outlined():
+    grey = np.full((64, 96, 3), 128, np.uint8)
+    image = replace(FOUND.images[0], picture=grey, query="patch 1,4")
+    (first, *_) = pictures("key", image, FOUND)
+    assert first.lines == ("as the net reads it; patch 1,4 outlined",)
+    height, width = first.image.shape[:2]
+    changed = np.argwhere((first.image != 128).any(axis=2))
+    (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
+    # The patch is from 1/4 to 2/4 down and 4/6 to 5/6 across; the line is two pixels beside it.
+    assert top == pytest.approx(height / 4, abs=3) and bottom == pytest.approx(height / 2, abs=3)
+    assert left == pytest.approx(width * 4 / 6, abs=3)
+    assert right == pytest.approx(width * 5 / 6, abs=3)
+    assert (first.image[(top + bottom) // 2, (left + right) // 2] == 128).all()
+    assert {0, 255} <= {*first.image.ravel().tolist()}
+
+
+def test_other_queries_leave_the_picture_as_it_is():
+    (first, *_) = pictures("key", FOUND.images[0], FOUND)
+    assert first.image is FOUND.images[0].picture and first.lines == ("as the net reads it",)
+
+
+def test_an_overlay_tells_the_range_of_its_values():
+    tokens = np.array([0.9, 0.8, 0.002, *[0.01] * 22, 0.031], np.float32)
+    heat = np.linspace(-0.5, 0.25, 24).reshape(4, 6)
+    image = replace(
+        FOUND.images[0], attention=np.tile(tokens, (LAYERS, HEADS, 1)), rollout=tokens, flow=tokens,
+        relevance=heat, grad_cam=heat, patch_norms=heat + 30,
+    )  # fmt: skip
+    said = {one.name: one.lines for one in pictures("key", image, FOUND)}
+    for name in ("attention", "rollout"):  # of the patches alone
+        assert said[f"key-{name}"][1] == "0.002 to 0.031"
+    assert said["key-flow"][1] == "0.002 to 0.031; 1 is the most there can be"
+    for name in ("relevance", "grad-cam"):
+        assert said[f"key-{name}"][1] == "-0.5 to 0.25"
+    assert said["key-norms"][1] == "29.5 to 30.2"

@@ -24,6 +24,7 @@ from vitkit.reports.page import (
     Rows,
     Section,
     Text,
+    filled,
     render,
     write_page,
 )
@@ -64,6 +65,36 @@ def test_a_figure_has_words_and_no_colour_that_a_dark_page_would_hide():
     assert 'role="img" aria-label="Loss: loss; held out goes from 3 to 1.5"' in svg
     assert "var(--ink)" in svg and "var(--series-0)" in svg
     assert not any(light in svg for light, _ in COLOURS.values())
+
+
+@pytest.mark.parametrize("number", [2, 6, 7, 13, 45])
+def test_every_line_has_its_name_in_the_figure_and_in_its_words(number):
+    series = {f"corruption {n}": ([0, 1], [n, n + 0.5]) for n in range(number)}
+    drawn = lines("many", "Many", "severity", "top-1", series)
+    svg = drawn.svg()
+    for n in range(number):
+        assert f">corruption {n}</text>" in svg
+        assert f"corruption {n} goes from {n} to {n}.5" in drawn.alt
+
+
+def test_names_of_many_lines_stand_beside_the_plot():
+    drawn = lines("m", "", "x", "y", {f"line {n}": ([0, 1], [n, n]) for n in range(13)})
+    drawn.figure.draw_without_rendering()
+    (legend,) = drawn.figure.legends
+    assert drawn.wide and legend.get_window_extent().x0 > drawn.figure.axes[0].bbox.x1
+    few = lines("f", "", "x", "y", {f"line {n}": ([0, 1], [n, n]) for n in range(6)})
+    assert not few.wide and not few.figure.legends
+
+
+def test_facts_that_are_empty_are_left_out_zero_and_no_are_not():
+    options = {"shifts": "", "classes": None, "shots": (), "seed": 0, "sweep_l2": False}
+    about = {"data": "", "device": "cpu", "options": options, "more": {"tasks": ""}}
+    assert filled(about) == {"device": "cpu", "options": {"seed": 0, "sweep_l2": False}}
+
+
+def test_facts_of_several_values_can_be_told_apart(tmp_path):
+    page = written(tmp_path, Facts({"options": {"shots": (1, 5), "seeds": 3}}))
+    assert "<td>shots 1, 5; seeds 3</td>" in page
 
 
 def test_ids_of_two_figures_on_a_page_do_not_meet():

@@ -31,7 +31,7 @@ def css_colours() -> str:
         return "; ".join(f"--{name}: {pair[place]}" for name, pair in COLOURS.items())
 
     return (
-        f":root {{ color-scheme: light dark; {variables(0)} }}\n"
+        f":root {{ color-scheme: light dark; --shade: rgb(128 128 128 / .5); {variables(0)} }}\n"
         f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {variables(1)} }} }}"
     )
 

@@ -28,11 +28,13 @@ from vitkit.reports.page import (
     Rows,
     Section,
     Text,
+    filled,
     table,
     write_page,
 )
 
-NUMBERED, MAPPED = 20, 200  # classes: of more a confusion matrix has no numbers, is no figure
+# Classes: of more a confusion matrix is too wide for a phone, has no numbers, is no figure.
+SMALL, NUMBERED, MAPPED = 10, 20, 200
 CONFUSIONS = 25  # that are listed
 CONFUSED = "Most frequent confusions"
 OPENED = 20  # classes; a longer table is folded
@@ -86,7 +88,7 @@ def sections(findings: Findings, about: Mapping[str, Any]) -> list[Section]:
             "worst", "The true class had the smallest probability.", findings.worst)),
         Section("Most confident mistakes", mistake_parts(
             "confident", "The wrong class had the largest probability.", findings.confident)),
-        Section("About", [Facts(about)] if about else []),
+        Section("About", [Facts(filled(about))] if filled(about) else []),
     ]  # fmt: skip
 
 
@@ -158,7 +160,9 @@ def draw_confusion(found: Confusion) -> Drawing:
     counts, names = found.counts, found.class_names
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(names) <= NUMBERED
-    side = 2.6 + 0.36 * len(names) if few else 7.0
+    labels = [word(name) for name in names]
+    a_class = 0.28 if len(names) <= SMALL else 0.36  # inches
+    side = 1.6 + 0.06 * max(map(len, labels)) + a_class * len(names) if few else 7.0
     figure, axes = blank(side, side * 0.86)
     # Of many classes most shares are small: by their square roots they can be seen.
     norm = Normalize(0, 1) if few else PowerNorm(0.5, 0, max(float(shares.max()), 1e-6))
@@ -167,7 +171,6 @@ def draw_confusion(found: Confusion) -> Drawing:
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted class", ylabel="true class")
     if few:
-        labels = [word(name) for name in names]
         axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(names)), labels)
         for (row, column), share in np.ndenumerate(shares):
@@ -179,7 +182,7 @@ def draw_confusion(found: Confusion) -> Drawing:
     right = np.trace(counts) / max(1, counts.sum())
     alt = f"Confusion matrix of {len(names)} classes; {right:.1%} of the images are on its diagonal"
     caption = "" if few else "Colours go by the square root of the share."
-    return Drawing("confusion", figure, alt, caption, wide=True)
+    return Drawing("confusion", figure, alt, caption, wide=len(names) > SMALL)
 
 
 def calibration_parts(found: Calibration | None) -> list[Part]:

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vitkit.plain import Curve
 from vitkit.reports.colours import INK, LINE, MUTED, SERIES
@@ -19,6 +19,8 @@ from vitkit.terminal import printable
 
 WIDTH, HEIGHT = 4.4, 2.9  # inches: on a phone as on paper the text can be read
 LONGEST = 18  # characters of a name in a figure
+INSIDE = 6  # lines; of more the names stand beside the plot, which they would hide
+A_COLUMN, NAMED = 20, 60  # names beside a plot: in a column, in all
 HEAT = "viridis"  # even steps to the eye, also in grey and for the colour-blind
 OVERLAY = 224  # pixels of a side
 DASHES = ("-", "--", ":", "-.")
@@ -54,11 +56,26 @@ def headed(axes: Axes, text: str) -> None:
     axes.set_title(word(text, 60), size=10, color=INK)
 
 
-def legend(axes: Axes, most: int = 12) -> None:
-    """Names of the lines, where there are several, and not so many that they hide all."""
-    _, names = axes.get_legend_handles_labels()
-    if 1 < len(names) <= most:
+def legend(axes: Axes) -> None:
+    """Names of the lines, where there are several; of many beside the plot, where there is room."""
+    handles, names = axes.get_legend_handles_labels()
+    if 1 < len(names) <= INSIDE:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    elif len(names) > INSIDE:
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        columns = -(-min(len(names), NAMED) // A_COLUMN)
+        figure.legend(handles[:NAMED], names[:NAMED], loc="outside right upper", ncols=columns,
+                      frameon=False, fontsize=8, labelcolor=INK, handlelength=3.2)  # fmt: skip
+
+
+def room_for_names(number: int) -> tuple[float, float]:
+    """Width and height of a plot and the names of so many lines, inches."""
+    if number <= INSIDE:
+        return WIDTH, HEIGHT
+    number = min(number, NAMED)
+    columns = -(-number // A_COLUMN)
+    return WIDTH + 1.9 * columns, max(HEIGHT, 0.18 * -(-number // columns) + 0.4)
 
 
 def lines(
@@ -75,7 +92,7 @@ def lines(
     caption: str = "",
 ) -> Drawing:
     """Lines by name, each (x, y); what is no number is left out."""
-    figure, axes = blank()
+    figure, axes = blank(*room_for_names(len(series)))
     for place, (label, (x, y)) in enumerate(series.items()):
         mark = "o" if np.isfinite(np.asarray(y, float)).sum() <= 30 else None
         axes.plot(x, np.asarray(y, float), label=word(label, 28), marker=mark, markersize=3,
@@ -93,7 +110,8 @@ def lines(
     if share:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
     legend(axes)
-    return Drawing(name, figure, f"{title}: {in_words(y_name, series, share)}", caption)
+    alt = f"{title}: {in_words(y_name, series, share)}"
+    return Drawing(name, figure, alt, caption, wide=len(series) > INSIDE)
 
 
 def at_points(axes: Axes, series: Mapping[str, tuple]) -> None:
@@ -107,7 +125,7 @@ def at_points(axes: Axes, series: Mapping[str, tuple]) -> None:
 def in_words(y_name: str, series: Mapping[str, tuple], share: bool) -> str:
     """Where each line begins and ends, for those who do not see it."""
     said = []
-    for label, (_, values) in list(series.items())[:6]:
+    for label, (_, values) in series.items():
         known = np.asarray(values, float)
         known = known[np.isfinite(known)]
         if len(known):
@@ -205,15 +223,34 @@ def coloured(maps: np.ndarray) -> np.ndarray:
     return (255 * colormaps[HEAT](np.nan_to_num(known))[..., :3]).round().astype(np.uint8)
 
 
+def enlarged(picture: np.ndarray) -> Image.Image:
+    """The longer side of OVERLAY pixels."""
+    scale = OVERLAY / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return Image.fromarray(np.ascontiguousarray(picture)).resize(size)
+
+
+def outlined(picture: np.ndarray, grid: tuple[int, int], row: int, column: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (h', w', 3), the longer side of OVERLAY pixels, with a line around a patch
+    of a grid (down, across): white within black, which are seen on any picture."""
+    image = enlarged(picture)
+    high, wide = image.height / grid[0], image.width / grid[1]
+    box = [column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1]
+    left, top, right, bottom = map(round, box)
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=2)
+    pen.rectangle((left, top, right, bottom), outline="white", width=2)
+    return np.asarray(image)
+
+
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Heat (any size) smoothly over the picture (h, w, 3) uint8, which shows through where it is
     low -> (h', w', 3) uint8, the longer side of OVERLAY pixels."""
-    scale = OVERLAY / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    below = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size), np.float32)
+    image = enlarged(picture)
+    below = np.asarray(image, np.float32)
     known = np.nan_to_num(stretched(heat[None, None].astype(np.float32))[0, 0])
-    large = np.asarray(Image.fromarray(known).resize(size, Image.Resampling.BILINEAR))[..., None]
-    colours = 255 * colormaps["magma"](large[..., 0])[..., :3]
+    large = np.asarray(Image.fromarray(known).resize(image.size, Image.Resampling.BILINEAR))
+    colours = 255 * colormaps["magma"](large)[..., :3]
     grey = below.mean(axis=2, keepdims=True)  # the photograph's own colours would be misread
-    share = 0.25 + 0.5 * large
+    share = 0.25 + 0.5 * large[..., None]
     return ((1 - share) * grey + share * colours).clip(0, 255).round().astype(np.uint8)

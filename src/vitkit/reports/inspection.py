@@ -20,7 +20,17 @@ from vitkit.reports.colours import MUTED, SERIES
 from vitkit.reports.drawing import Drawing
 from vitkit.reports.figures import blank, curve, legend, lines, montage, tiles
 from vitkit.reports.inspection_image import image_parts
-from vitkit.reports.page import Drawings, Facts, Heading, Notes, Part, Section, Text, write_page
+from vitkit.reports.page import (
+    Drawings,
+    Facts,
+    Heading,
+    Notes,
+    Part,
+    Section,
+    Text,
+    filled,
+    write_page,
+)
 
 MOST_TILES = 14  # of position similarity, down and across; of larger grids some are shown
 MOST_FILTERS = 64
@@ -43,7 +53,7 @@ def write_inspection(
         Section("Class by layer", [Drawings([curve("lens", found.lens)])] if found.lens else []),
         Section("Norms of patch tokens", norm_parts(found.norms)),
         Section("Images", all_image_parts(found)),
-        Section("About", [Facts(about)] if about else []),
+        Section("About", [Facts(filled(about))] if filled(about) else []),
     ]
     return write_page(page, f"Inspection of {found.net}", summary(found), sections, figures)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from vitkit.inspection.result import ImageFound, Inspection
 from vitkit.reports.drawing import Drawing
-from vitkit.reports.figures import coloured, curve, lines, overlay, tiles
+from vitkit.reports.figures import coloured, curve, lines, outlined, overlay, tiles
 from vitkit.reports.page import Drawings, Fold, Part, Picture, Pictures, Rows, Text
+
+PATCH = re.compile(r"patch (\d+),(\d+)")  # row, column: a query of ImageFound
 
 
 def image_parts(key: str, image: ImageFound, found: Inspection) -> list[Part]:
     """`key` begins the names of its figures."""
     maps = attention_figures(key, image, found.grid, len(found.prefix))
-    maps += prefix_figures(key, image, found.prefix)
+    maps += prefix_figures(key, image, found)
     curves = [curve(f"{key}-curve-{n}", one) for n, one in enumerate(image.faithfulness, start=1)]
     top = Rows(("class", "probability"), [(name, f"{p:.1%}") for name, p in image.top])
     return [
@@ -23,7 +26,7 @@ def image_parts(key: str, image: ImageFound, found: Inspection) -> list[Part]:
         *([top] if image.top else []),
         *([Drawings(maps)] if maps else []),
         *([Drawings(curves)] if curves else []),
-        *prefix_table(image, found.prefix),
+        *prefix_table(image, found),
         *lens_parts(image, found.depth),
         *neighbour_parts(key, image),
         *([Text(image.flow_note)] if image.flow_note else []),
@@ -33,30 +36,55 @@ def image_parts(key: str, image: ImageFound, found: Inspection) -> list[Part]:
 
 
 def pictures(key: str, image: ImageFound, found: Inspection) -> list[Picture]:
-    """The image, and heat over it."""
+    """The image, and heat over it with the range of its values."""
     of = image.relevance_of
     shown: list[tuple[str, np.ndarray | None, str]] = [
         ("attention", mean_attention(image, found), f"attention of {query(image)}, layer "
-         f"{image.layers[-1] if image.layers else ''}, mean over heads"),
+         f"{image.layers[-1] if image.layers else ''}, {heads_of(image, found.heads)}"),
         ("rollout", on_grid(image.rollout, found), "attention rollout"),
         ("flow", on_grid(image.flow, found), "attention flow"),
         ("relevance", image.relevance, f"relevance of {of}" if of else "relevance"),
         ("grad-cam", image.grad_cam, f"Grad-CAM of {of}" if of else "Grad-CAM"),
     ]  # fmt: skip
-    made = [Picture(f"{key}-input", image.picture, f"{image.name}, as the net reads it",
-                    ("as the net reads it",))]  # fmt: skip
+    made = [as_read(key, image, found.grid)]
     for name, heat, said in shown:
         if heat is not None:
+            span = value_range(heat) + ("; 1 is the most there can be" if name == "flow" else "")
             picture = overlay(image.picture, heat)
-            made.append(Picture(f"{key}-{name}", picture, f"{said}, over {image.name}", (said,)))
+            alt = f"{said}, over {image.name}: {span}"
+            made.append(Picture(f"{key}-{name}", picture, alt, (said, span)))
     if image.patch_norms is not None:
-        low, high = np.nanmin(image.patch_norms), np.nanmax(image.patch_norms)
-        said = f"norms of the patch tokens, {low:.3g} to {high:.3g}"
+        said, span = "norms of the patch tokens", value_range(image.patch_norms)
         made.append(
-            Picture(f"{key}-norms", coloured(image.patch_norms), f"{said}, of {image.name}",
-                    (said,), photograph=False)
+            Picture(f"{key}-norms", coloured(image.patch_norms), f"{said} of {image.name}: {span}",
+                    (said, span), photograph=False)
         )  # fmt: skip
     return made
+
+
+def as_read(key: str, image: ImageFound, grid: tuple[int, int] | None) -> Picture:
+    """The image, the patch outlined whose attention is shown."""
+    picture, said = image.picture, "as the net reads it"
+    place = PATCH.fullmatch(image.query)
+    if place and grid is not None:
+        row, column = map(int, place.groups())
+        picture, said = outlined(picture, grid, row, column), f"{said}; {image.query} outlined"
+    return Picture(f"{key}-input", picture, f"{image.name}, {said}", (said,))
+
+
+def value_range(values: np.ndarray) -> str:
+    """From the darkest to the brightest, in words."""
+    known = values[np.isfinite(values)]
+    return f"{known.min():.3g} to {known.max():.3g}" if known.size else "no values"
+
+
+def heads_of(image: ImageFound, heads: int | None) -> str:
+    """Which heads an overlay is of, in a sentence; `heads` is how many the net has."""
+    if not image.heads or len(image.heads) == heads:
+        return "mean over heads"
+    if len(image.heads) == 1:
+        return f"head {image.heads[0]}"
+    return f"mean over heads {', '.join(map(str, image.heads))}"
 
 
 def query(image: ImageFound) -> str:
@@ -110,17 +138,17 @@ def prefix_shares(image: ImageFound, prefix: Sequence[str]) -> np.ndarray | None
     return np.concatenate([mean[:, :count], mean[:, count:].sum(axis=1, keepdims=True)], axis=1)
 
 
-def prefix_figures(key: str, image: ImageFound, prefix: Sequence[str]) -> list[Drawing]:
-    shares = prefix_shares(image, prefix)
+def prefix_figures(key: str, image: ImageFound, found: Inspection) -> list[Drawing]:
+    shares = prefix_shares(image, found.prefix)
     if shares is None or len(shares) < 2:
         return []
     layers = image.layers or range(len(shares))
-    names = [*told_apart(prefix), "patches"]
+    names = [*told_apart(found.prefix), "patches"]
     series = {name: (layers, shares[:, place]) for place, name in enumerate(names)}
     return [
         lines(f"{key}-others", f"Where {query(image)} looks", "layer",
-              "share of attention, mean over heads", series, share=True, from_zero=True,
-              whole_x=True)
+              f"share of attention, {heads_of(image, found.heads)}", series, share=True,
+              from_zero=True, whole_x=True)
     ]  # fmt: skip
 
 
@@ -132,9 +160,9 @@ def told_apart(prefix: Sequence[str]) -> list[str]:
     ]
 
 
-def prefix_table(image: ImageFound, prefix: Sequence[str]) -> list[Part]:
+def prefix_table(image: ImageFound, found: Inspection) -> list[Part]:
     """The same numbers, to read."""
-    shares = prefix_shares(image, prefix)
+    shares = prefix_shares(image, found.prefix)
     if shares is None:
         return []
     layers = image.layers or range(len(shares))
@@ -142,8 +170,11 @@ def prefix_table(image: ImageFound, prefix: Sequence[str]) -> list[Part]:
         (str(layer), *(f"{share:.1%}" for share in row))
         for layer, row in zip(layers, shares, strict=True)
     ]
-    said = f"Attention of {query(image)} to tokens that are no patches, by layer"
-    return [Fold(said, [Rows(("layer", *told_apart(prefix), "all patches"), rows)])]
+    said = (
+        f"Attention of {query(image)} to tokens that are no patches, by layer, "
+        f"{heads_of(image, found.heads)}"
+    )
+    return [Fold(said, [Rows(("layer", *told_apart(found.prefix), "all patches"), rows)])]
 
 
 def lens_parts(image: ImageFound, depth: int | None) -> list[Part]:

@@ -145,6 +145,12 @@ def table(found: Table) -> Rows:
     return Rows(found.header, found.rows, found.title, found.note)
 
 
+def filled(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts without those that are empty, of inner ones too: what nobody gave is not told."""
+    inner = {name: filled(v) if isinstance(v, Mapping) else v for name, v in facts.items()}
+    return {name: v for name, v in inner.items() if v not in (None, "", (), [], {})}
+
+
 def resized(image: np.ndarray, side: int) -> Image.Image:
     """The longer side as long as that where it was longer, or much shorter: whole pixels then."""
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -223,7 +229,7 @@ def for_people(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        value = [f"{name} {for_people(inner)}" for name, inner in value.items()]
+        return printable("; ".join(f"{name} {for_people(v)}" for name, v in value.items()))
     if isinstance(value, list | tuple):
         return printable(", ".join(str(for_people(inner)) for inner in value))
     return printable(value) if type(value) is str and not value.isprintable() else value

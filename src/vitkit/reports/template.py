@@ -14,7 +14,13 @@ nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .25r
 a { color: var(--series-0) }
 aside { border-left: 4px solid var(--series-1); background: var(--tint); padding: .5rem 1rem;
         margin: 1rem 0 } aside ul { margin: 0; padding-left: 1rem }
-.scroll { overflow-x: auto; margin: 1rem 0; max-width: 100% }
+.scroll { margin: 1rem 0; max-width: 100% }
+/* A shade at the edge behind which there is more; at the end the paper, which scrolls, hides it. */
+.scroll, figure.wide { overflow-x: auto; background:
+  linear-gradient(to right, var(--paper) 40%, transparent) left / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 2rem 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / .8rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / .8rem 100% no-repeat scroll }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; padding-bottom: .25rem; font-weight: 600 }
 td, th { padding: .25rem 1rem .25rem 0; text-align: left; vertical-align: top;
@@ -25,7 +31,10 @@ td.number, th.number { text-align: right } td.short, .rows th { white-space: now
 summary { cursor: pointer; color: var(--muted); padding: .25rem 0 }
 .figures { display: grid; gap: 1rem 2rem;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
-figure { margin: 0; min-width: 0 } figure.wide { grid-column: 1 / -1; overflow-x: auto }
+figure { margin: 0; min-width: 0 } figure.wide { grid-column: 1 / -1 }
+@media screen and (max-width: 36rem) { figure.wide::before {
+  content: "scroll sideways for all of it \\2192"; position: sticky; left: 0; font-size: .85rem;
+  color: var(--muted) } }
 figcaption { font-size: .85rem; line-height: 1.35 }
 svg { display: block; width: 100%; height: auto } svg text { font-family: system-ui, sans-serif }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
@@ -34,7 +43,8 @@ svg * { stroke-linejoin: round; stroke-linecap: butt }
 .pictures img { display: block; width: 100%; max-width: 14rem; height: auto;
                 image-rendering: auto; border-radius: 4px }
 .none { border: 1px dashed var(--line); padding: 2rem .5rem; text-align: center; max-width: 14rem }
-@media print { body { max-width: none; font-size: 11px } .scroll { overflow: visible }
+@media print { body { max-width: none; font-size: 11px }
+               .scroll, figure.wide { overflow: visible; background: none }
                figure, tr { break-inside: avoid } h2, h3 { break-after: avoid }
                nav { display: none } }
 """
@@ -78,7 +88,7 @@ PAGE = """<!doctype html>
 {% for figure in part.figures %}
 {% set markup = svg(figure) %}
 {% if markup %}
-<figure{% if figure.wide %} class="wide"{% endif %}>{{ markup | safe }}
+<figure{% if figure.wide %} class="wide" tabindex="0"{% endif %}>{{ markup | safe }}
 {% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
 {% endif %}
 {% endfor %}

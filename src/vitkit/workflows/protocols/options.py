@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vitkit.errors import UsageError, named
 
@@ -83,6 +83,11 @@ READ_BY = {  # by which protocol each option is read
     "vtab_test": "vtab",
 }  # fmt: skip
 LEARN = ("few-shot", "knn", "linear")  # the protocols that --train is for
+
+
+def options_of(protocol: str, options: ProtocolOptions) -> dict[str, Any]:
+    """Those that the protocol reads, by name."""
+    return {name: getattr(options, name) for name, by in READ_BY.items() if by == protocol}
 
 
 def require_read(options: ProtocolOptions, protocol: str, train: bool = False) -> None:

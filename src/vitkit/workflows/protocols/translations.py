@@ -66,11 +66,11 @@ def moved_by(image: Tensor, index: int, preprocessing, most: int, shift: tuple[i
 
 
 def notes(job: Job, most: int) -> tuple[str, ...]:
+    more = "1 more pixel" if most == 1 else f"{most} more pixels"
     said = [
-        f"Every picture is a window of a larger resized one with {most} more "
-        f"pixel{'s' if most > 1 else ''} at each side, so that nothing in it is made up: the "
-        "unshifted one is the middle, and its top-1 is not that of --protocol top-k. Nets compare "
-        "at the same shifts, on the same images."
+        f"Every picture is a window of a larger resized one with {more} at each side, so that "
+        "nothing in it is made up: the unshifted one is the middle, and its top-1 is not that of "
+        "--protocol top-k. Nets compare at the same shifts, on the same images."
     ]
     config = job.model.net.config
     if isinstance(config, ViTConfig):
