@@ -1,6 +1,7 @@
 """Corruptions of pictures: those of the authors where nothing is drawn, and by their numbers where
 something is (golden/README.md)."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,20 @@ def test_a_large_picture_is_brought_to_the_224_pixels_of_imagenet_c_and_small_on
     for shape in ((3, 32, 32), (3, 64, 80), (3, 224, 224)):
         image = torch.randint(0, 256, shape, dtype=torch.uint8)
         assert torch.equal(standard(image), image)
+
+
+@pytest.mark.parametrize("shape", [(20_000, 1), (1, 20_000), (40, 9_000)])
+def test_a_very_long_picture_is_cut_in_the_middle(shape):
+    cut = standard(torch.zeros(3, *shape, dtype=torch.uint8))
+    assert max(cut.shape[-2:]) == 4 * min(shape)
+
+
+def test_a_picture_of_one_pixel_can_be_corrupted_by_every_kind():
+    one = torch.full((3, 1, 1), 100, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in FUNCTIONS:
+            assert corrupted(standard(one), kind, 3, 0, 0).shape == (3, 1, 1)
 
 
 def test_every_kind_has_a_function_and_five_severities_for_every_size():
