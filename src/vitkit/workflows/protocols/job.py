@@ -52,7 +52,11 @@ class Job:
     @property
     def name(self) -> str:
         """What DATA is called."""
-        return self.data.name if isinstance(self.data, Splits) else str(self.folder or self.data)
+        if isinstance(self.data, Splits):
+            return self.data.name
+        if self.folder is None and isinstance(self.data, list | tuple):
+            return ", ".join(map(str, self.data))
+        return str(self.folder or self.data)
 
     @property
     def scored(self) -> Source:
