@@ -31,7 +31,7 @@ def pages(monkeypatch):
     """Stands for the pages, which are tested by themselves: what they were given."""
     written = []
 
-    def write_evaluation(page, findings, about):
+    def write_evaluation(page, findings, about, figures=None):
         written.append((page, findings, about))
         page.write_text("page")
         return page
@@ -77,8 +77,21 @@ def test_tables_and_notes_are_printed_and_in_the_json(net, capsys):
         (["--protocol", "few-shot", "--shots", "0"], "shots is (0,)"),
         (["--protocol", "knn", "--k", "0"], "k is 0"),
         (["--gpus", "0"], "--gpus is 0"),
+        (["--gpus", "99999999"], "at most 4096"),
+        (["--protocol", "few-shot", "--seeds", "1001"], "seeds is 1001"),
+        (["--protocol", "few-shot", "--l2", "inf"], "l2 is infinite"),
+        (["--protocol", "corruptions", "--seed=-1"], "seed is -1"),
+        (["--protocol", "corruptions", "--seed", str(2**63)], "2**63 - 1"),
+        (["--protocol", "corruptions", "--severities", "9" * 5000], "from 1 to 5"),
+        (["--protocol", "translations", "--shifts", "9" * 5000], "--shifts is '999"),
     ],
 )
 def test_wrong_words_are_told_in_a_sentence(net, capsys, words, said):
     assert main(["evaluate", net, "digits", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_patch_of_5000_digits_is_no_query(net, tmp_path, capsys):
+    words = ["inspect", net, "--query", f"{'9' * 5000},0", "-o", str(tmp_path / "page.html")]
+    assert main(words) == 2
+    assert "expected class, mean or ROW,COLUMN" in capsys.readouterr().err

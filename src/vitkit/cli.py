@@ -44,6 +44,7 @@ from vitkit.words import (
 if TYPE_CHECKING:
     from vitkit.workflows.task import Task
 
+MOST_GPUS = 4096  # processes of one machine
 LONGEST_ERROR = 2000  # characters; names and shapes in a hostile file have no end
 HELP = """vitkit: the Vision Transformer, complete.
 
@@ -258,6 +259,8 @@ def asked_net(words: Pretrain | Plan, argv: list[str]) -> str | None:
 def check_gpus(words: Pretrain | Evaluate) -> None:
     if words.gpus is not None and words.gpus < 1:
         raise UsageError(f"--gpus is {words.gpus}; it must be at least 1")
+    if words.gpus is not None and words.gpus > MOST_GPUS:
+        raise UsageError(f"--gpus is {words.gpus}; it must be at most {MOST_GPUS}")
     if words.gpus is not None and not alone() and os.environ["WORLD_SIZE"] != str(words.gpus):
         raise UsageError("--gpus is for one machine without torchrun; under torchrun leave it out")
 
