@@ -47,12 +47,16 @@ def show_evaluation(words: Evaluate, model: Model, writes: bool) -> dict[str, An
     )  # fmt: skip
     result = result_of(job, findings, words.protocol, time.perf_counter() - began)
     print_findings(findings)
-    print(f"{result['images']:,} images of {result['data']} in {result['seconds']:.0f} seconds")
+    which = {"all": "; it has no split of its own", "tasks": ""}.get(
+        result["split"], f", its {result['split']} split"
+    )
+    print(printable(f"{result['images']:,} images of {result['data']}{which}, in "
+                    f"{result['seconds']:.0f} s"))  # fmt: skip
     if page is not None:
         write_report(page, words, job, findings, result)
         print(printable(f"wrote {page}"))
         result["report"] = str(page)
-    print(f"Next: vitkit predict {words.checkpoint} IMAGES/ -o predictions.csv")
+    print(printable(f"Next: {following(words)}"))
     return result
 
 
@@ -78,6 +82,13 @@ def print_findings(findings: Findings) -> None:
         print(printable(note))
 
 
+def following(words: Evaluate) -> str:
+    """The next useful command."""
+    if words.out is None:
+        return f"the same with -o report.html, or vitkit inspect {words.checkpoint} IMAGES..."
+    return f"vitkit inspect {words.checkpoint} IMAGES..."
+
+
 def is_loss(name: str) -> bool:
     return name.endswith("loss")
 
@@ -89,7 +100,12 @@ def write_report(
     from vitkit.plain import save
     from vitkit.reports.evaluation import write_evaluation
 
-    facts = {"protocol": words.protocol, "data": str(result["data"])}
+    facts = {
+        "checkpoint": words.checkpoint,
+        "split": str(result["split"]),
+        "protocol": words.protocol,
+        "data": str(result["data"]),
+    }
     if words.protocol != "vtab":
         facts["fingerprint"] = job.scored.fingerprint()
     save(replace(findings, facts=facts), page.with_suffix(""))

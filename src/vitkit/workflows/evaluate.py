@@ -78,6 +78,7 @@ def result_of(job: Job, findings: Findings, protocol: str, seconds: float) -> di
         **{name: part for name, part in parts.items() if part},
         "protocol": protocol,
         "data": job.name,
+        "split": job.split,
         "images": findings.images,
         "seconds": round(seconds, 2),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitkit.data.checks import DataError
+from vitkit.data.checks import DataError, some
 from vitkit.data.decode import ImageError
 from vitkit.data.opening import open_data
 from vitkit.data.pipeline import Batch, evaluation_batches
@@ -67,6 +67,7 @@ def inspect(
     asked = InspectOptions(**options)
     model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint)
     check(asked, model)
+    check_finite(model.net)
     model.to(choose_device(device))
     splits = None if data is None else open_data(data)
     notes: list[str] = []
@@ -97,6 +98,8 @@ def check(asked: InspectOptions, model: Model) -> None:
             raise UsageError(f"--{name} is {getattr(asked, name)}; it must be at least 1")
     if asked.neighbours < 0:
         raise UsageError(f"--neighbours is {asked.neighbours}; it must be at least 0")
+    if asked.of and not model.class_names:
+        raise UsageError(f"--of {asked.of}: this net has no head, so it knows no class")
     if asked.of:
         named("class of --of", asked.of, model.class_names)
     net = model.net
@@ -111,6 +114,17 @@ def check(asked: InspectOptions, model: Model) -> None:
     query_of(net, asked.query)
     numbers_of("layer", asked.layers or None, len(net.blocks))
     numbers_of("head", asked.heads or None, net.config.heads)
+
+
+def check_finite(net: Net) -> None:
+    """VitkitError where weights hold NaN or infinities: nothing can be seen in them."""
+    state = {k: v for k, v in net.state_dict().items() if v.is_floating_point()}
+    bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if bad:
+        raise VitkitError(
+            f"{len(bad)} of {len(state)} tensors of this net hold NaN or infinities ({some(bad)}): "
+            "its training diverged, or the file is damaged; inspect an earlier checkpoint"
+        )
 
 
 def readable(model: Model, images: Any, most: int, notes: list[str]) -> list[tuple[str, Tensor]]:

@@ -77,6 +77,8 @@ def of_image(model: Model, name: str, image: Tensor, asked: InspectOptions) -> I
     if isinstance(net, VisionTransformer | T2TViT):
         heat = relevance(net, one, of)[0].numpy()
         found = replace(found, relevance=heat, lens=lens_of(model, one))
+    if not np.isfinite(heat).all():  # as logits that overflow make it
+        return found
     curves = faithfulness(net, image, heat, of, shares=model.shares)
     return replace(found, faithfulness=curves)
 

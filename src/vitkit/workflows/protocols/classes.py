@@ -12,6 +12,8 @@ from vitkit.data.checks import DataError, some
 from vitkit.data.classes.imagenet import looks_like, same_imagenet_classes
 from vitkit.errors import UsageError
 
+LISTED = 50  # unknown classes in a message
+
 Forms = Callable[[str], set[str]]  # what a name may also be written as
 
 
@@ -42,8 +44,8 @@ def class_numbers(known: Sequence[str], given: Sequence[str], title: str) -> Ten
         of_set = looks_like(given)
         how = "use --protocol few-shot, knn or linear" if of_set is None else f"--classes {of_set}"
         raise DataError(
-            f"{title}: the net does not know the classes {some(unknown)}; it knows {some(known)}. "
-            f"Evaluate on data with its classes, or {how}"
+            f"{title}: the net does not know the classes {some(unknown, LISTED)}; it knows "
+            f"{some(known)}. Evaluate on data with its classes, or {how}"
         )
     several = [
         f"{name} ({', '.join(known[n] for n in sorted(numbers))})"

@@ -63,6 +63,13 @@ class Job:
         """The images to score: to test on where there are some, else to validate on, else all."""
         return self.splits.test or self.splits.val or self.splits.train
 
+    @property
+    def split(self) -> str:
+        """Which of DATA's images `scored` are."""
+        if not isinstance(self.data, Splits):
+            return "tasks"
+        return "test" if self.splits.test else "validation" if self.splits.val else "all"
+
     def features(self, source: Source) -> tuple[Tensor, Tensor]:
         """(N, D) float32 that the head reads, and labels (N,) or (N, K); every image once.
 

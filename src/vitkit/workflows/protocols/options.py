@@ -35,7 +35,7 @@ class ProtocolOptions:
     corruptions: str = ""
     """Corruptions: which ones, with commas between them; by default gaussian-noise, shot-noise,
     impulse-noise, defocus-blur, motion-blur, zoom-blur, snow, fog, brightness, contrast,
-    elastic-transform, pixelate, jpeg-compression; further speckle-noise, gaussian-blur, saturate."""
+    elastic-transform, pixelate, jpeg-compression; also speckle-noise, gaussian-blur, saturate."""
     severities: str = "1,2,3,4,5"
     """Corruptions: how strong, 1 to 5."""
     shifts: str = ""

@@ -21,7 +21,7 @@ from vitkit.workflows.protocols.job import Job
 
 def run(job: Job) -> Findings:
     """{"consistency": the share of shifted pictures that are predicted as the unshifted one is,
-    over all shifts, "top1_unshifted": of the windows in the middle, "top1_shifted": over all shifts}."""
+    over all shifts, "top1_unshifted": of the windows in the middle, "top1_shifted": over all}."""
     source, side = job.scored, min(job.model.preprocessing.image_size)
     one_label(source, "translations")
     number = class_numbers(job.model.class_names, source.class_names, job.splits.name)
