@@ -191,7 +191,7 @@ def test_a_task_that_is_unknown_is_the_words_fault(model, folder):
 
 
 def test_data_must_be_one_folder(model):
-    with pytest.raises(UsageError, match="DATA is a.csv, digits; vtab takes one folder"):
+    with pytest.raises(UsageError, match=r"DATA is a\.csv, digits; vtab takes one folder"):
         found(model, ("a.csv", "digits"), "vtab")
 
 
