@@ -18,6 +18,7 @@ from vitkit.data.opening import open_data
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Splits, Subset
 from vitkit.errors import VitkitError
+from vitkit.models.nets import Net
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.training.world import World, of_all, together, total
@@ -89,7 +90,7 @@ class Job:
             return self.computed(source, what)
         of_images = together(source.fingerprint)
         key = digest([what, self.net_fingerprint, of_images])[:32]
-        kept = feature_cache.find(key, len(source))
+        kept = feature_cache.find(key, len(source), width_of(self.model.net, what))
         if all(of_all(kept is not None)):  # machines have caches of their own
             assert kept is not None
             return torch.from_numpy(kept)
@@ -135,6 +136,14 @@ class Job:
             parts += [f"{name} {values.dtype} {tuple(values.shape)}"]
             parts += [memoryview(values.view(-1).view(torch.uint8).numpy())]
         return digest(parts)
+
+
+def width_of(net: Net, what: str) -> int:
+    """How many features or logits an image has; a net without a head gives its features."""
+    if what == "logits" and net.config.classes:
+        return net.config.classes
+    known = net if hasattr(net, "feature_width") else net.config
+    return getattr(known, "feature_width", 0) or getattr(known, "width", 0)
 
 
 def labels_of(source: Source) -> Tensor:
