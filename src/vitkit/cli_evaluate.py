@@ -85,7 +85,8 @@ def print_findings(findings: Findings) -> None:
 def following(words: Evaluate) -> str:
     """The next useful command."""
     if words.out is None:
-        return f"the same with -o report.html, or vitkit inspect {words.checkpoint} IMAGES..."
+        again = f"{words.checkpoint} {' '.join(words.data)} --protocol {words.protocol}"
+        return f"vitkit evaluate {again} -o report.html"
     return f"vitkit inspect {words.checkpoint} IMAGES..."
 
 

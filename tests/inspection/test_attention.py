@@ -162,7 +162,7 @@ def test_what_the_net_has_not_is_refused_and_the_range_named(chosen, message):
 
 def test_the_class_token_of_a_net_that_has_none_is_refused():
     net = made("mean")
-    with pytest.raises(UsageError, match="this net has no class token; give the numbers"):
+    with pytest.raises(UsageError, match="this net has no class token: it reads the mean"):
         attention(net, images_for(net), queries="class")
 
 
