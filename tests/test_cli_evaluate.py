@@ -1,11 +1,13 @@
 """`vitkit evaluate` on the command line: what it takes, prints and writes."""
 
 import json
+import shutil
 import sys
 import types
 
 import pytest
 import torch
+from PIL import Image
 
 from vitkit import plain
 from vitkit.cli import main
@@ -95,3 +97,61 @@ def test_a_patch_of_5000_digits_is_no_query(net, tmp_path, capsys):
     words = ["inspect", net, "--query", f"{'9' * 5000},0", "-o", str(tmp_path / "page.html")]
     assert main(words) == 2
     assert "expected class, mean or ROW,COLUMN" in capsys.readouterr().err
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Fails where data are evaluated or a net is opened after all."""
+    for place in ("vitkit.workflows.evaluate.found", "vitkit.workflows.inspect.inspect"):
+        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("the work began"))
+
+
+def make(folder, *names):
+    for name in names:
+        place = folder / name
+        if name.endswith("/"):
+            place.mkdir(parents=True)
+        else:
+            place.write_text("a file")
+
+
+@pytest.mark.parametrize("verb", [["evaluate", "digits"], ["inspect"]])
+@pytest.mark.parametrize(
+    ("there", "words", "said"),
+    [
+        ("a.json/", ["-o", "a.html"], "a.json is a folder"),
+        ("a.npz/", ["-o", "a.html"], "a.npz is a folder"),
+        ("a.html/", ["-o", "a.html"], "is a folder"),
+        ("file", ["-o", "a.html", "--figures", "file"], "--figures file: is a file"),
+        ("file", ["-o", "a.html", "--figures", "file/in/it"], "choose another --figures"),
+        ("file", ["-o", "file/a.html"], "file: cannot be written"),
+        ("file", ["-o", "a" * 250 + ".html"], "File name too long"),
+        ("file", ["-o", "a\0b.html"], "holds a NUL"),
+        ("file", ["-o", "a.html", "--figures", "a\0b"], "holds a NUL"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(
+    net, tmp_path, monkeypatch, capsys, unread, verb, there, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, there)
+    assert main([verb[0], net, *verb[1:], *words]) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_a_line_break_in_its_name_is_printed_in_one_line(net, tmp_path, capsys):
+    other = tmp_path / "a\nb"
+    shutil.copytree(net, other)
+    assert main(["evaluate", str(other), "digits"]) == 0
+    assert main(["inspect", str(other), "-o", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert out.count(r"a\nb") == 2 and "\nb" not in out
+
+
+def test_class_names_with_line_breaks_leave_an_error_one_sentence(net, tmp_path, capsys):
+    for name in ("one\ntwo", "three"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    assert main(["evaluate", net, str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert r"one\ntwo" in error and len(error.splitlines()) == 1

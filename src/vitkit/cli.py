@@ -182,7 +182,7 @@ def convert(argv: list[str]) -> Any:
         print("Next: the same command without --dry-run")
         return words, result | {"keys": [asdict(key) for key in keys]}
     print(f"wrote {result['out']} ({result['to']})")
-    print(f"Next: vitkit predict {words.out} IMAGES/")
+    print(printable(f"Next: vitkit predict {words.out} IMAGES/"))
     return words, result
 
 
@@ -296,7 +296,7 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
     several = "mean_average_precision" in metrics
     print_recalls(run.class_recall, run.class_images, several)
     print(f"{run.steps:,} steps in {run.seconds:.0f} seconds, report {run.folder / 'report.html'}")
-    print(f"Next: {next_command}")
+    print(printable(f"Next: {next_command}"))
     result = {"run": str(run.folder), "metrics": metrics, "steps": run.steps,
               "seconds": round(run.seconds, 1), "class_recall": run.class_recall,
               "class_images": run.class_images}  # fmt: skip
@@ -421,7 +421,7 @@ def predict(argv: list[str]) -> Any:
     if failed == len(predictions):
         raise VitkitError(f"none of the {failed} images could be read; the first: "
                           f"{predictions[0].image}: {predictions[0].error}")  # fmt: skip
-    print(f"Next: vitkit evaluate {words.checkpoint} DATA")
+    print(printable(f"Next: vitkit evaluate {words.checkpoint} DATA"))
     rows = [
         {"image": p.image, "label": p.label, "probability": p.probability, "error": p.error,
          "top": [{"label": name, "probability": share} for name, share in p.top]}

@@ -176,3 +176,18 @@ def test_a_damaged_evaluation_is_told_in_a_sentence(runs, tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(VitkitError, match=said):
         compare([runs / "fast", tmp_path / "x.json"])
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("folder.html", "is a folder"),
+        ("file/page.html", "cannot be written"),
+        ("a" * 250 + ".html", "File name too long"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_told_before_the_runs_are_read(tmp_path, out, said):
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(VitkitError, match=said):
+        compare([tmp_path / "no run", tmp_path / "none either"], tmp_path / out)

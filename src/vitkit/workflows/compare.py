@@ -15,6 +15,7 @@ from vitkit.errors import UsageError, VitkitError
 from vitkit.reports.comparison import Compared, apart, speeds, write_comparison
 from vitkit.reports.training import differences_of, evaluations, read_metrics
 from vitkit.training.log import headline, numbers
+from vitkit.workflows.pages import check_page, plain_path
 
 # What a damaged file brings about while it is read.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
@@ -36,13 +37,16 @@ def compare(paths: Sequence[str | Path], out: str | Path | None = None) -> dict[
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"{name} is given twice; a run is compared with another one")
+    page = None if out is None else plain_path(out, "-o")
+    if page is not None:
+        check_page(page)
     found = [read(Path(path), name) for path, name in zip(paths, names, strict=True)]
     return {
         "metrics": {one.name: one.metrics for one in found},
         "speed": {one.name: speeds(one) for one in found if one.config},
         "differences": differences_of({one.name: one.config for one in found if one.config}),
         "notes": apart(found),
-        "page": None if out is None else str(write_comparison(Path(out), found)),
+        "page": None if page is None else str(write_comparison(page, found)),
     }
 
 
