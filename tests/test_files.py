@@ -208,3 +208,15 @@ def test_a_system_that_cannot_drop_a_file_from_its_cache_is_left_alone(tmp_path,
     monkeypatch.delattr(os, "posix_fadvise")
     leave_cache(path)
     assert path.read_bytes() == b"x" * 5000
+
+
+def test_a_full_disk_is_told_with_the_file_that_had_no_room(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_whole(tmp_path / "page.html", "x")
+    assert error.value.filename == str(tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())

@@ -44,6 +44,7 @@ from vitkit.words import (
 if TYPE_CHECKING:
     from vitkit.workflows.task import Task
 
+MOST_GPUS = 4096  # processes of one machine
 LONGEST_ERROR = 2000  # characters; names and shapes in a hostile file have no end
 HELP = """vitkit: the Vision Transformer, complete.
 
@@ -181,7 +182,7 @@ def convert(argv: list[str]) -> Any:
         print("Next: the same command without --dry-run")
         return words, result | {"keys": [asdict(key) for key in keys]}
     print(f"wrote {result['out']} ({result['to']})")
-    print(f"Next: vitkit predict {words.out} IMAGES/")
+    print(printable(f"Next: vitkit predict {words.out} IMAGES/"))
     return words, result
 
 
@@ -258,6 +259,8 @@ def asked_net(words: Pretrain | Plan, argv: list[str]) -> str | None:
 def check_gpus(words: Pretrain | Evaluate) -> None:
     if words.gpus is not None and words.gpus < 1:
         raise UsageError(f"--gpus is {words.gpus}; it must be at least 1")
+    if words.gpus is not None and words.gpus > MOST_GPUS:
+        raise UsageError(f"--gpus is {words.gpus}; it must be at most {MOST_GPUS}")
     if words.gpus is not None and not alone() and os.environ["WORLD_SIZE"] != str(words.gpus):
         raise UsageError("--gpus is for one machine without torchrun; under torchrun leave it out")
 
@@ -293,7 +296,7 @@ def finished(words: Pretrain, run: Any, next_command: str) -> Any:
     several = "mean_average_precision" in metrics
     print_recalls(run.class_recall, run.class_images, several)
     print(f"{run.steps:,} steps in {run.seconds:.0f} seconds, report {run.folder / 'report.html'}")
-    print(f"Next: {next_command}")
+    print(printable(f"Next: {next_command}"))
     result = {"run": str(run.folder), "metrics": metrics, "steps": run.steps,
               "seconds": round(run.seconds, 1), "class_recall": run.class_recall,
               "class_images": run.class_images}  # fmt: skip
@@ -418,7 +421,7 @@ def predict(argv: list[str]) -> Any:
     if failed == len(predictions):
         raise VitkitError(f"none of the {failed} images could be read; the first: "
                           f"{predictions[0].image}: {predictions[0].error}")  # fmt: skip
-    print(f"Next: vitkit evaluate {words.checkpoint} DATA")
+    print(printable(f"Next: vitkit evaluate {words.checkpoint} DATA"))
     rows = [
         {"image": p.image, "label": p.label, "probability": p.probability, "error": p.error,
          "top": [{"label": name, "probability": share} for name, share in p.top]}

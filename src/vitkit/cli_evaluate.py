@@ -32,9 +32,10 @@ def evaluation_words(argv: list[str]) -> Evaluate:
 def show_evaluation(words: Evaluate, model: Model, writes: bool) -> dict[str, Any]:
     """Evaluate and print; of several processes the one that `writes` writes the report."""
     from vitkit.workflows.evaluate import found, result_of
-    from vitkit.workflows.pages import page_at
+    from vitkit.workflows.pages import figures_at, page_at
 
     page = page_at(words.out) if words.out is not None and writes else None
+    figures = figures_at(words.figures) if writes else None
     began = time.perf_counter()
     job, findings = found(
         model, words.data, words.protocol, train=words.train or None, device=words.device,
@@ -48,7 +49,7 @@ def show_evaluation(words: Evaluate, model: Model, writes: bool) -> dict[str, An
     print(printable(f"{result['images']:,} images of {result['data']}{which}, in "
                     f"{result['seconds']:.0f} s"))  # fmt: skip
     if page is not None:
-        write_report(page, words, job, findings, result)
+        write_report(page, words, job, findings, result, figures)
         print(printable(f"wrote {page}"))
         result["report"] = str(page)
     print(printable(f"Next: {following(words)}"))
@@ -90,7 +91,12 @@ def is_loss(name: str) -> bool:
 
 
 def write_report(
-    page: Path, words: Evaluate, job: Job, findings: Findings, result: dict[str, Any]
+    page: Path,
+    words: Evaluate,
+    job: Job,
+    findings: Findings,
+    result: dict[str, Any],
+    figures: Path | None,
 ) -> None:
     """The page, and beside it the findings as JSON and arrays."""
     from vitkit.plain import save
@@ -111,5 +117,4 @@ def write_report(
         "device": str(next(job.model.net.parameters()).device), "processes": job.world.size,
         "options": options_of(words.protocol, words.options),
     }  # fmt: skip
-    figures = None if words.figures is None else Path(words.figures)
     write_evaluation(page, findings, about, figures)

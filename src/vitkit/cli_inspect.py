@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit.terminal import print_columns, printable
@@ -18,18 +17,19 @@ def inspect(argv: list[str]) -> Any:
     require(words.checkpoint, "inspect", "CHECKPOINT, a bundle, a run or a file of weights")
     from vitkit.prediction.model import load
     from vitkit.workflows.inspect import inspect, write
-    from vitkit.workflows.pages import page_at
+    from vitkit.workflows.pages import figures_at, page_at
 
-    page, model = page_at(words.out), load(words.checkpoint)
+    page, figures = page_at(words.out), figures_at(words.figures)
+    model = load(words.checkpoint)
     found = inspect(
         model, list(words.images) or None, data=words.data or None, device=words.device,
         **asdict(words.options),
     )  # fmt: skip
     about = {"checkpoint": words.checkpoint, "data": " ".join(words.data)}
-    write(found, page, about, None if words.figures is None else Path(words.figures))
+    write(found, page, about, figures)
     show(found)
-    print(f"wrote {page}" + (f", figures in {words.figures}" if words.figures else ""))
-    print(f"Next: {following(words)}")
+    print(printable(f"wrote {page}" + (f", figures in {figures}" if figures else "")))
+    print(printable(f"Next: {following(words)}"))
     return words, summary(found) | {"report": str(page)}
 
 

@@ -63,8 +63,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield fresh
         sync(fresh)
         fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        # A full disk names no file, and nobody knows the name that this one has for a while.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(fresh)):
+            error.filename = str(path)
         raise
     sync(path.parent)
 

@@ -3,6 +3,7 @@ something is (golden/README.md)."""
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,20 @@ def test_the_constants_are_those_that_were_compared_with_the_authors_files():
     hendrycks/robustness again before the hash is."""
     found = hashlib.sha256(json.dumps(CONSTANTS).encode()).hexdigest()
     assert found == "303210ab4e11150d88b4e2137d6c53ccdf088015c9494024be46af87d424ce8c"
+
+
+@pytest.mark.parametrize("shape", [(20_000, 1), (1, 20_000), (40, 9_000)])
+def test_a_very_long_picture_is_cut_in_the_middle(shape):
+    cut = standard(torch.zeros(3, *shape, dtype=torch.uint8))
+    assert max(cut.shape[-2:]) == 4 * min(shape)
+
+
+def test_a_picture_of_one_pixel_can_be_corrupted_by_every_kind():
+    one = torch.full((3, 1, 1), 100, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in FUNCTIONS:
+            assert corrupted(standard(one), kind, 3, 0, 0).shape == (3, 1, 1)
 
 
 def test_every_kind_has_a_function_and_five_severities_for_every_size():

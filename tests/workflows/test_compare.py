@@ -103,3 +103,91 @@ def test_words_that_cannot_be_are_refused_with_a_sentence(runs, tmp_path, capsys
         compare([runs / "fast", broken])
     assert main(["compare", str(runs / "slow"), str(runs / "fast"), "-o", "page.txt"]) == 2
     assert "end its name with .html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(config=1),
+        lambda c: c.update(config="x"),
+        lambda c: c["resolved"].update(steps="x"),
+        lambda c: c["resolved"].update(device={"a": 1}),
+        lambda c: c["data"].update(fingerprint=None),
+        lambda c: c["data"].update(held_out_fingerprint=[1]),
+    ],
+)
+def test_a_config_with_values_of_other_types_is_damaged(runs, change):
+    with pytest.raises(VitkitError, match=r"broken: is damaged .*`vitkit doctor") as error:
+        compare([runs / "slow", changed(runs, "broken", change)])
+    assert error.value.exit_code == 1
+
+
+def with_metrics(runs: Path, *lines: str) -> Path:
+    """A copy of a run with further lines in metrics.jsonl."""
+    folder = changed(runs, "damaged", lambda _: None)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"kind": "train", "step": 4, "loss": "x"}',
+        '{"kind": "train", "step": 4, "loss": [1, 2]}',
+        '{"kind": "train", "step": 4, "images_per_second": "x"}',
+        '{"kind": "train", "step": 4, "memory_bytes": [1]}',
+        '{"kind": "train", "step": 1' + "0" * 400 + "}",
+        '{"kind": "evaluation", "step": 4, "top1": "x"}',
+        '{"kind": "evaluation", "step": 4, "top1": 0.5, "top5": {}}',
+    ],
+)
+def test_metrics_of_other_types_are_damage(runs, record):
+    with pytest.raises(VitkitError, match="damaged: is damaged"):
+        compare([runs / "slow", with_metrics(runs, record)])
+
+
+def test_what_is_no_record_is_left_out(runs):
+    same = with_metrics(
+        runs, "[" * 50_000, '{"kind": ["x"], "step": 1}', '{"kind": "train", "step": null}'
+    )
+    found = compare([runs / "fast", same], runs / "page.html")
+    assert found["metrics"][str(same)] == found["metrics"][str(runs / "fast")]
+
+
+def test_an_evaluation_without_a_number_is_never_the_best(runs):
+    same = with_metrics(runs, '{"kind": "evaluation", "step": 3, "top1": null}')
+    found = compare([runs / "fast", same], runs / "page.html")
+    assert found["metrics"][str(same)] == found["metrics"][str(runs / "fast")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "is damaged"),
+        ('{"metrics": {"top1": 1' + "0" * 400 + "}}", "is damaged"),
+        ('{"metrics": {"top1": 1}, "images": 1' + "0" * 400 + "}", "is damaged"),
+        ('{"metrics": {"top1": 1}, "images": [1]}', "is damaged"),
+        ('{"metrics": {"top1": 1}, "images": "x"}', "is damaged"),
+        ('{"metrics": {"top1": "x"}}', "no result of vitkit evaluate"),
+    ],
+)
+def test_a_damaged_evaluation_is_told_in_a_sentence(runs, tmp_path, text, said):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(VitkitError, match=said):
+        compare([runs / "fast", tmp_path / "x.json"])
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("folder.html", "is a folder"),
+        ("file/page.html", "cannot be written"),
+        ("a" * 250 + ".html", "File name too long"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_told_before_the_runs_are_read(tmp_path, out, said):
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(VitkitError, match=said):
+        compare([tmp_path / "no run", tmp_path / "none either"], tmp_path / out)

@@ -127,7 +127,7 @@ def test_a_damaged_file_is_computed_again(cache):
     path.write_bytes(path.read_bytes()[:-100])
     assert evaluate(model, few())["metrics"] == expected
     [path] = cache.iterdir()
-    assert feature_cache.read(path, 200) is not None
+    assert feature_cache.read(path, 200, 10) is not None
 
 
 def test_a_bad_image_is_an_error_and_nothing_is_kept_of_the_others(tmp_path, cache):

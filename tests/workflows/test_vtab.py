@@ -1,7 +1,9 @@
 """`vitkit evaluate CHECKPOINT FOLDER --protocol vtab`: tasks that are there, missing, damaged."""
 
 import json
+import zlib
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from vitkit.cli import main
 from vitkit.data.checks import DataError
 from vitkit.data.transforms import Preprocessing
+from vitkit.data.vtab import opening
 from vitkit.errors import UsageError
 from vitkit.models.nets import make
 from vitkit.models.vit_config import ViTConfig
@@ -125,6 +128,31 @@ def test_a_damaged_image_leaves_out_its_task_alone(model, tmp_path):
     assert any("eurosat is left out" in note and "3.jpg" in note for note in scored.notes)
 
 
+@pytest.mark.parametrize(
+    "raised", [zlib.error("-3"), RuntimeError(""), OverflowError("C long"), RecursionError("deep")]
+)
+def test_whatever_a_damaged_file_brings_about_the_other_tasks_go_on(
+    model, tmp_path, monkeypatch, raised
+):
+    svhn(tmp_path / "svhn", train=1000, test=10)
+    (tmp_path / "kitti").mkdir()
+    monkeypatch.setitem(opening.READERS, "kitti_distance", Mock(side_effect=raised))
+    scored = found(model, tmp_path, "vtab")[1]
+    assert set(scored.metrics) == {"mean", "natural", "svhn"}
+    assert any(
+        f"kitti_distance is left out: {tmp_path}, kitti_distance: cannot be read" in note
+        and type(raised).__name__ in note
+        for note in scored.notes
+    )
+
+
+def test_ctrl_c_is_no_damage(model, tmp_path, monkeypatch):
+    (tmp_path / "kitti").mkdir()
+    monkeypatch.setitem(opening.READERS, "kitti_distance", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        found(model, tmp_path, "vtab")
+
+
 def test_without_any_task_there_is_an_error(model, tmp_path):
     with pytest.raises(DataError, match="none of the tasks"):
         found(model, tmp_path, "vtab")
@@ -163,8 +191,8 @@ def test_a_task_that_is_unknown_is_the_words_fault(model, folder):
 
 
 def test_data_must_be_one_folder(model):
-    with pytest.raises(UsageError, match="one folder"):
-        found(model, "digits", "vtab")
+    with pytest.raises(UsageError, match=r"DATA is a\.csv, digits; vtab takes one folder"):
+        found(model, ("a.csv", "digits"), "vtab")
 
 
 def test_the_command_line_prints_the_means(model, folder, tmp_path, capsys):

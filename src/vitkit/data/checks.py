@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vitkit.errors import VitkitError
+from vitkit.terminal import printable
 
 COUNTED = re.compile(r"(.*?)(\d{2,7})(\.[a-z]+)")
 NUMBERED = re.compile(r"(.*-)(\d{3,7})-of-(\d{3,7})(\..*)")
@@ -59,9 +60,9 @@ def checked_labels(values: Iterable[int], class_names: Sequence[str], title: str
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names."""
+    """The first few of many names, in one line whatever they hold."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
+    return ", ".join(printable(str(name)) for name in names[:most]) + more
 
 
 def first_line(error: Exception) -> str:

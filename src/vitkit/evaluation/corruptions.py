@@ -56,10 +56,11 @@ def corrupted(image: Tensor, kind: str, severity: int, seed: int, index: int) ->
 
 
 def standard(image: Tensor) -> Tensor:
-    """uint8 (3, H, W) -> the picture that is corrupted: a large one brought to 224 pixels."""
+    """uint8 (3, H, W) -> the picture that is corrupted: a large one brought to 224 pixels, and what
+    is very long or very high cut, since fog covers a square of the longer side."""
+    image = without_far_ends(image)
     if scale_of(image) < LARGE or tuple(image.shape[-2:]) == IMAGENET_C.image_size:
         return image
-    image = without_far_ends(image)
     image = resize(image, IMAGENET_C.target(image), IMAGENET_C.interpolation, antialias=True)
     return centre_crop(image, IMAGENET_C.image_size, rounded=True)
 
@@ -181,7 +182,7 @@ def plasma(side: int, fading: float, random: np.random.Generator) -> np.ndarray:
         heights[half::step, ::step] = drawn(beside + middle + np.roll(middle, 1, axis=1))
         step, amplitude = half, amplitude / fading**2
     heights -= heights.min()
-    return heights / heights.max()
+    return heights / max(heights.max(), 1e-9)  # of one pixel there is no highest
 
 
 def brightness(x: np.ndarray, added: float, random: np.random.Generator) -> np.ndarray:

@@ -26,10 +26,11 @@ def folder() -> Path:
     return cache_folder() / "features"
 
 
-def find(key: str, rows: int) -> np.ndarray | None:
-    """(rows, D) float32, writable without changing the file; None where nothing whole is kept."""
+def find(key: str, rows: int, width: int) -> np.ndarray | None:
+    """(rows, width) finite float32, writable without changing the file; None where nothing whole is
+    kept."""
     for path in sorted(folder().glob(f"{key}-*.npy")):
-        found = read(path, rows)
+        found = read(path, rows, width)
         if found is not None:
             with suppress(OSError):
                 os.utime(path)  # used now
@@ -39,17 +40,20 @@ def find(key: str, rows: int) -> np.ndarray | None:
     return None
 
 
-def read(path: Path, rows: int) -> np.ndarray | None:
+def read(path: Path, rows: int, width: int) -> np.ndarray | None:
     """The numbers of a file, if they are those that its name promises."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         # It reads plain arrays only, and refuses a header that promises more than there is.
         with np.errstate(over="ignore"):
             mapped = np.lib.format.open_memmap(path, mode="c")
-        fits = mapped.dtype == np.dtype("<f4") and mapped.ndim == 2 and len(mapped) == rows
+        fits = mapped.dtype == np.dtype("<f4") and mapped.shape == (rows, width)
         if not fits or not mapped.flags.c_contiguous:
             return None
         found = mapped if mapped.nbytes >= MAPPED_FROM else np.array(mapped)
-        return found if path.stem.endswith(f"-{hash_of(found)}") else None
+        named = path.stem.endswith(f"-{hash_of(found)}")
+        return found if named and np.isfinite(found).all() else None
     except Exception:  # a header can be wrong in ways that numpy meets with errors of any kind
         return None
 

@@ -169,9 +169,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; what is no record, as after damage, is left out."""
     records = []
     for line in (run / "metrics.jsonl").read_bytes().splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and "kind" in record and "step" in record:
+            whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+            if whole and isinstance(record.get("kind"), str):
                 records.append(record)
     return records
 

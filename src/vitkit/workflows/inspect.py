@@ -39,7 +39,7 @@ from vitkit.workflows.protocols.classes import class_numbers, renumber
 
 BATCH = 32
 SEED = 0  # of the net with fresh weights
-PATCH = re.compile(r"\d+,\d+")
+PATCH = re.compile(r"\d{1,6},\d{1,6}")
 
 Batches = Callable[[], Iterable[Batch]]  # a call begins anew
 
@@ -104,7 +104,9 @@ def check(asked: InspectOptions, model: Model) -> None:
         named("class of --of", asked.of, model.class_names)
     net = model.net
     if asked.query not in ("class", "mean") and not PATCH.fullmatch(asked.query):
-        raise UsageError(f"--query {asked.query!r}; expected class, mean or ROW,COLUMN of a patch")
+        raise UsageError(
+            f"--query {asked.query[:60]!r}; expected class, mean or ROW,COLUMN of a patch"
+        )
     if not isinstance(net, VisionTransformer | T2TViT):
         if asked.layers or asked.heads or asked.maps or asked.flow:
             token_names(net)  # says that there is no attention

@@ -180,7 +180,7 @@ def numbered(wanted: Path) -> list[Path]:
     return [*others, wanted]
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
     """Make the folder if need be; VitkitError where it cannot be written."""
     trial = folder / f".trial-{uuid.uuid4().hex[:8]}"
     try:
@@ -193,7 +193,7 @@ def check_writable(folder: Path) -> None:
             trial.unlink(missing_ok=True)
         raise VitkitError(
             f"{folder}: cannot be written ({error.strerror}); see to its permissions, or "
-            "choose another --out"
+            f"choose another {option}"
         ) from error
 
 

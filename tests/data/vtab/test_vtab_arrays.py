@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
 from vitkit.data.checks import DataError
 from vitkit.data.vtab import arrays
@@ -30,6 +31,26 @@ def test_svhn_of_other_labels_or_no_matlab_at_all_is_an_error(tmp_path):
         arrays.svhn(tmp_path)
     write(tmp_path / "train_32x32.mat", b"MATLAB 5.0" + bytes(500))
     with pytest.raises(DataError, match="train_32x32"):
+        arrays.svhn(tmp_path)
+
+
+@pytest.mark.parametrize("label", [np.nan, 1.5, 1 + 2j, 1e300, -np.inf, 0])
+def test_svhn_of_labels_that_are_no_digits_is_an_error(tmp_path, label):
+    svhn(tmp_path, train=12)
+    images = np.zeros((32, 32, 3, 12), np.uint8)
+    savemat(tmp_path / "train_32x32.mat", {"X": images, "y": np.full((12, 1), label)})
+    with pytest.raises(DataError, match="whole numbers from 1 to 10"):
+        arrays.svhn(tmp_path)
+
+
+def test_svhn_with_two_arrays_of_one_name_is_an_error(tmp_path):
+    """The second would tell the sizes, and the first be read."""
+    svhn(tmp_path, train=12)
+    file = tmp_path / "train_32x32.mat"
+    savemat(tmp_path / "large.mat", {"X": np.zeros((500, 500), np.uint8)})
+    header = 128  # bytes; then one array after another
+    file.write_bytes((tmp_path / "large.mat").read_bytes() + file.read_bytes()[header:])
+    with pytest.raises(DataError, match="twice"):
         arrays.svhn(tmp_path)
 
 
@@ -182,6 +203,17 @@ def test_what_dsprites_claims_is_checked_before_it_is_read(tmp_path, latents, im
         file.writestr("latents_classes.npy", npy(np.zeros((10, 6), np.int64), latents))
         file.writestr("imgs.npy", npy(np.zeros((10, 64, 64), np.uint8), images))
     with pytest.raises(DataError, match=f"not as dSprites is published: .*{said}"):
+        arrays.dsprites_location(tmp_path)
+
+
+@pytest.mark.parametrize("latent", [-1, 32, 2**62])
+def test_a_place_of_a_sprite_that_cannot_be_is_an_error(tmp_path, latent):
+    latents = np.zeros((10, 6), np.int64)
+    latents[3, 4] = latent
+    with zipfile.ZipFile(tmp_path / arrays.DSPRITES, "w") as file:
+        file.writestr("latents_classes.npy", npy(latents, (10, 6)))
+        file.writestr("imgs.npy", npy(np.zeros((10, 64, 64), np.uint8), (10, 64, 64)))
+    with pytest.raises(DataError, match="latents that are not from 0 to 31"):
         arrays.dsprites_location(tmp_path)
 
 

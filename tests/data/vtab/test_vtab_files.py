@@ -5,6 +5,7 @@ import pytest
 from vitkit.data.checks import DataError
 from vitkit.data.source import Source
 from vitkit.data.vtab import files
+from vitkit.data.vtab.pools import file_source
 from vtab_sets import lists, write
 
 
@@ -144,3 +145,9 @@ def test_lists_never_lead_out_of_their_folder(tmp_path, path):
     write(tmp_path / "test.txt", f"{path} 0\n")
     with pytest.raises(DataError, match="leads out"):
         files.with_lists(tmp_path, 3)
+
+
+@pytest.mark.parametrize("name", ["a\0.jpg", "\ud800.jpg"])
+def test_a_path_that_no_file_can_have_is_an_error(tmp_path, name):
+    with pytest.raises(DataError, match="is no path"):
+        file_source(tmp_path, [name], [0], ["a"])

@@ -40,14 +40,21 @@ def digits(file: Path) -> ArraySource:
     from scipy.io import loadmat, whosmat
 
     try:
-        shapes = {name: shape for name, shape, _ in whosmat(file)}  # of the headers alone
+        headers = whosmat(file)
+        shapes = {name: shape for name, shape, _ in headers}
+        if len(shapes) < len(headers):  # which of two would be read is not sure
+            raise ValueError("a name is given twice")
         number = shapes["X"][3]
         if shapes["X"][:3] != (32, 32, 3) or number > MOST or shapes["y"] != (number, 1):
             raise ValueError(f"X is {shapes['X']} and y is {shapes['y']}")
         content = loadmat(file, variable_names=["X", "y"])
-        images, labels = content["X"], content["y"].ravel().astype(np.int64)
-        if images.dtype != np.uint8 or labels.min(initial=1) < 1 or labels.max(initial=1) > 10:
-            raise ValueError(f"X is of {images.dtype}, or y not from 1 to 10")
+        images, labels = content["X"], content["y"]
+        if images.shape != (32, 32, 3, number) or labels.shape != (number, 1):
+            raise ValueError(f"X is {images.shape} and y is {labels.shape}")
+        whole = labels.dtype.kind in "iuf" and (labels == np.floor(labels)).all()  # NaN is not
+        if images.dtype != np.uint8 or not whole or not ((labels >= 1) & (labels <= 10)).all():
+            raise ValueError(f"X is of {images.dtype}, or y not whole numbers from 1 to 10")
+        labels = labels.ravel().astype(np.int64)
     except Exception as error:  # scipy raises many kinds on hostile bytes
         raise DataError(
             f"{file}: not as SVHN is published, with X of 32x32x3xN and y of Nx1: "
@@ -162,6 +169,9 @@ def dsprites(folder: Path, column: int, values: int) -> Pools:
             with content.open("latents_classes.npy") as member:
                 number = header(member, (6,), "int64")
                 latents = np.frombuffer(exactly(member, number * 48), "<i8").reshape(-1, 6)
+            places = latents[:, column]
+            if places.min() < 0 or places.max() >= values:
+                raise ValueError(f"latents that are not from 0 to {values - 1}")
             train, val, test = parted(number, EIGHTY_TEN)
             chance = np.random.default_rng(0)
             train, val = (
@@ -177,7 +187,7 @@ def dsprites(folder: Path, column: int, values: int) -> Pools:
         raise DataError(
             f"{file}: not as dSprites is published: {first_line(error)}; fetch it again"
         ) from error
-    labels = latents[:, column] * 16 // values  # 16 classes, as evenly as can be
+    labels = places * 16 // values  # 16 classes, as evenly as can be
 
     names = [str(label) for label in range(16)]
 

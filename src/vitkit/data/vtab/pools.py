@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,12 @@ class PixelSource(Source):
 def file_source(
     root: Path, names: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
 ) -> FileSource:
-    """Images by their paths below a folder. Raises DataError for a path that leads out of it."""
+    """Images by their paths below a folder. Raises DataError for a path that leads out of it, and
+    for one that no file can have."""
     for name in names:
+        # A surrogate may stand for an odd byte of a path, but half a pair for nothing.
+        if re.search("[\0\ud800-\udc7f\udd00-\udfff]", name):
+            raise DataError(f"{root}: {name[:60]!r} is no path; fetch the lists again")
         if name.startswith("/") or ".." in name.split("/"):
             raise DataError(f"{root}: {name[:60]!r} leads out of the folder; fetch the lists again")
     return FileSource(root, names, checked_labels(labels, class_names, str(root)), class_names)

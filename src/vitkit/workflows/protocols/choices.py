@@ -19,9 +19,11 @@ def one_label(source: Source, protocol: str) -> None:
 def whole_numbers(text: str, option: str, least: int, most: int) -> list[int]:
     """ "1,3,5" -> [1, 3, 5], each once and in order. Raises UsageError."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and least <= int(part) <= most for part in parts):
+    # Very long ones are refused before int does it in words of its own.
+    if not all(part.isdecimal() and len(part) < 10 and least <= int(part) <= most
+               for part in parts):  # fmt: skip
         raise UsageError(
-            f"--{option} is {text!r}; it must be whole numbers from {least} to {most} with commas "
-            f"between them"
+            f"--{option} is {text[:60]!r}; it must be whole numbers from {least} to {most} with "
+            "commas between them"
         )
     return sorted({int(part) for part in parts})

@@ -19,6 +19,7 @@ from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Splits, Subset
 from vitkit.errors import VitkitError
 from vitkit.evaluation.shifts import as_it_is
+from vitkit.models.nets import Net
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.training.world import World, of_all, together, total
@@ -53,7 +54,11 @@ class Job:
     @property
     def name(self) -> str:
         """What DATA is called."""
-        return self.data.name if isinstance(self.data, Splits) else str(self.folder or self.data)
+        if isinstance(self.data, Splits):
+            return self.data.name
+        if self.folder is None and isinstance(self.data, list | tuple):
+            return ", ".join(map(str, self.data))
+        return str(self.folder or self.data)
 
     @property
     def scored(self) -> Source:
@@ -96,7 +101,7 @@ class Job:
             return finite(self.computed(source, what), what)
         of_images = together(source.fingerprint)
         key = digest([what, self.net_fingerprint, of_images])[:32]
-        kept = feature_cache.find(key, len(source))
+        kept = feature_cache.find(key, len(source), width_of(self.model.net, what))
         if all(of_all(kept is not None)):  # machines have caches of their own
             assert kept is not None
             return finite(torch.from_numpy(kept), what)
@@ -153,6 +158,14 @@ def finite(values: Tensor, what: str) -> Tensor:
             "are damaged, or its training diverged"
         )
     return values
+
+
+def width_of(net: Net, what: str) -> int:
+    """How many features or logits an image has; a net without a head gives its features."""
+    if what == "logits" and net.config.classes:
+        return net.config.classes
+    known = net if hasattr(net, "feature_width") else net.config
+    return getattr(known, "feature_width", 0) or getattr(known, "width", 0)
 
 
 def labels_of(source: Source) -> Tensor:

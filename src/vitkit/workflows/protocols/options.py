@@ -9,6 +9,7 @@ from typing import Any, Literal
 from vitkit.errors import UsageError, named
 
 L2 = 2.0**10  # of the few-shot least squares: big_vision's; the paper's is unpublished
+MOST_SEEDS = 1000  # each is a fit of its own
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class ProtocolOptions:
         for name in ("vtab_steps", "vtab_side", "vtab_test"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.seeds > MOST_SEEDS:
+            raise UsageError(f"seeds is {self.seeds}; it must be at most {MOST_SEEDS}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
+        if math.isinf(self.l2):
+            raise UsageError("l2 is infinite; it must be a number")
         named("vtab_method", self.vtab_method, ("linear", "finetune"))
         if self.sweep_l2 and self.l2 != L2:
             raise UsageError(f"l2 is {self.l2:g} and sweep_l2 chooses another; leave out one")

@@ -10,7 +10,7 @@ import math
 from functools import partial
 from pathlib import Path
 
-from vitkit.data.checks import DataError, some
+from vitkit.data.checks import DataError, first_line, some
 from vitkit.data.vtab.opening import PUBLISHED, TaskImages, open_task
 from vitkit.data.vtab.tasks import GROUPS, TASKS
 from vitkit.errors import UsageError, VitkitError, named
@@ -35,7 +35,7 @@ def run(job: Job) -> Findings:
     folder = job.folder
     if folder is None:
         raise UsageError(
-            f"DATA is {job.data}; vtab takes one folder, with a folder for each task in it, such "
+            f"DATA is {job.name}; vtab takes one folder, with a folder for each task in it, such "
             "as caltech101/"
         )
     wanted = [named("task", word, TASKS) for word in words(job.options.tasks)] or list(TASKS)
@@ -71,8 +71,13 @@ def words(text: str) -> list[str]:
 def opened(folder: Path, name: str) -> TaskImages | None:
     try:
         return open_task(folder, name)
-    except OSError as error:
-        raise DataError(f"{folder}, {name}: cannot be read: {error}") from error
+    except VitkitError:
+        raise
+    except Exception as error:  # zlib, lzma and others have kinds of their own for hostile bytes
+        raise DataError(
+            f"{folder}, {name}: cannot be read ({type(error).__name__}: {first_line(error)}); "
+            "fetch the data set again"
+        ) from error
 
 
 # What is told
