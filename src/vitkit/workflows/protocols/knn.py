@@ -7,8 +7,9 @@ import numpy as np
 from vitkit.data.checks import DataError
 from vitkit.evaluation.findings import Findings
 from vitkit.evaluation.knn import knn
+from vitkit.evaluation.topk import recalls
 from vitkit.workflows.protocols.job import Job
-from vitkit.workflows.protocols.pools import learning_and_scored, recalls
+from vitkit.workflows.protocols.pools import learning_and_scored
 
 
 def run(job: Job) -> Findings:
@@ -20,13 +21,19 @@ def run(job: Job) -> Findings:
     x, y = job.features(pool)
     x_test, y_test = job.features(scored)
     predicted = knn(x, y.numpy(), x_test, k, metric)
-    right = predicted == y_test.numpy()
-    shares, images = recalls(right, y_test.numpy(), len(pool.class_names))
-    names = pool.class_names
+    truth, names = y_test.numpy(), pool.class_names
+    right = predicted == truth
+    found = recalls(
+        [
+            *np.bincount(truth[right], minlength=len(names)),
+            *np.bincount(truth, minlength=len(names)),
+        ]
+    )
     return Findings(
         {"top1": float(np.mean(right)),
-         "mean_class_recall": float(np.mean([share for share in shares if share is not None]))},
-        dict(zip(names, shares, strict=True)), dict(zip(names, images, strict=True)),
+         "mean_class_recall": found["mean_class_recall"]},
+        dict(zip(names, found["class_recall"], strict=True)),
+        dict(zip(names, found["class_images"], strict=True)),
         notes=(f"The vote of the {k} nearest of {len(pool):,} training images by {metric} "
                "distance, each vote alike.",),
         images=len(scored),

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 
-import numpy as np
 import torch
 
 from vitkit.data.checks import DataError, some
@@ -108,13 +107,3 @@ def sources(splits: Splits, train: Source | None) -> tuple[Source, Source]:
         splits = held_out(splits.train, splits.name, share=0.5, at_most=len(splits.train))
     assert splits.val is not None  # held_out makes one
     return splits.train, splits.val
-
-
-def recalls(
-    right: np.ndarray, labels: np.ndarray, classes: int
-) -> tuple[list[float | None], list[int]]:
-    """Of each class the share of its images (N,) that are right, None where it has none, and how
-    many it has."""
-    images = np.bincount(labels, minlength=classes).tolist()
-    found = np.bincount(labels[right], minlength=classes).tolist()
-    return [n / of if of else None for n, of in zip(found, images, strict=True)], images
