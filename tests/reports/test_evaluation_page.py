@@ -136,3 +136,8 @@ def test_a_metric_that_a_table_has_is_shown_once(tmp_path):
     page = written(tmp_path, Findings(metrics, tables=(rows,)), {})
     assert cells(page)[:3] == [["metric", "value"], ["top1", "35.10%"], ["snow", "10.00%"]]
     assert cells(page)[3:] == [["corruption", "mean"], ["fog", "35.10%"], ["snow", "9.00%"]]
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "on 1 image."), (2, "on 2 images.")])
+def test_one_image_is_no_images(tmp_path, number, said):
+    assert said in written(tmp_path, Findings({"top1": 0.5}, images=number))

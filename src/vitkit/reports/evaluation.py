@@ -30,6 +30,7 @@ from vitkit.reports.page import (
     Rows,
     Section,
     Text,
+    counted,
     filled,
     table,
     write_page,
@@ -62,7 +63,7 @@ def summary(findings: Findings) -> str:
     """The first metrics and the number of images, as a sentence."""
     said = [f"{name.replace('_', ' ')} {shown(name, value)}"
             for name, value in list(findings.metrics.items())[:3] if name != "images"]  # fmt: skip
-    on = f" on {findings.images:,} images" if findings.images else ""
+    on = f" on {counted(findings.images, 'image')}" if findings.images else ""
     return f"{', '.join(said)}{on}." if said else "No metric."
 
 
@@ -122,7 +123,7 @@ def class_parts(findings: Findings) -> list[Part]:
     without = [name for name, recall in findings.class_recall.items() if recall is None]
     parts: list[Part] = [
         Fold(
-            f"mean recall {mean:.2%} of {len(rows):,} classes; lowest first",
+            f"mean recall {mean:.2%} of {counted(len(rows), 'class', 'classes')}; lowest first",
             [Rows(("class", "recall", "images"), lines)],
             opened=len(rows) <= OPENED,
         )

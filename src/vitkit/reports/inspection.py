@@ -29,6 +29,7 @@ from vitkit.reports.page import (
     Part,
     Section,
     Text,
+    counted,
     filled,
     write_page,
 )
@@ -68,9 +69,9 @@ def summary(found: Inspection) -> str:
     if found.prefix:
         parts.append(f"before them {', '.join(found.prefix)}")
     if found.depth is not None:
-        parts.append(f"{found.depth} layers")
+        parts.append(counted(found.depth, "layer"))
     if found.heads is not None:
-        parts.append(f"{found.heads} heads")
+        parts.append(counted(found.heads, "head"))
     return "; ".join(parts) + "."
 
 
@@ -166,7 +167,7 @@ def distance_parts(found: DistancesFound | None) -> list[Part]:
     alt = (f"Mean attention distance by layer and head: {first:.1f} pixels in layer "
            f"{found.layers[0]}, {last:.1f} in layer {found.layers[-1]}, mean over the heads; "
            f"{found.uniform:.1f} if attention were alike everywhere")  # fmt: skip
-    caption = f"Mean over all query patches of {found.images:,} images; a point is a head."
+    caption = f"Mean over all query patches of {counted(found.images, 'image')}; a point is a head."
     return [Drawings([Drawing("attention-distance", figure, alt, caption)])]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from vitkit.inspection.result import ImageFound, Inspection
 from vitkit.reports.drawing import Drawing
 from vitkit.reports.figures import coloured, curve, lines, outlined, overlay, tiles
-from vitkit.reports.page import Beside, Drawings, Fold, Part, Picture, Pictures, Rows, Text
+from vitkit.reports.page import Beside, Drawings, Fold, Part, Picture, Pictures, Rows, Text, counted
 
 PATCH = re.compile(r"patch (\d+),(\d+)")  # row, column: a query of ImageFound
 
@@ -120,8 +120,8 @@ def attention_figures(
             f"{key}-attention", f"Attention of {query(image)}", maps,
             rows=image.layers or range(layers), columns=image.heads or range(heads),
             row_name="layer", column_name="head",
-            alt=f"Attention of {query(image)} to the patches of {image.name}: {layers} layers, "
-                f"{heads} heads",
+            alt=f"Attention of {query(image)} to the patches of {image.name}: "
+                f"{counted(layers, 'layer')}, {counted(heads, 'head')}",
             caption="A tile is a head's attention to the patches, from its least (dark) to its "
                     "most." + (" Attention to other tokens is shown apart." if prefix else ""),
         )

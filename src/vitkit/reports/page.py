@@ -163,6 +163,11 @@ def table(found: Table) -> Rows:
     return Rows(found.header, found.rows, found.title, found.note)
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """ "1 image", "1,234 images"; `several` where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def filled(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts without those that are empty, of inner ones too: what nobody gave is not told."""
     inner = {name: filled(v) if isinstance(v, Mapping) else v for name, v in facts.items()}
