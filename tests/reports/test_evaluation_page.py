@@ -8,7 +8,7 @@ import pytest
 from examples import ABOUT, HOSTILE, confusion, findings
 
 from vitkit.evaluation.findings import Calibration, Confusion, Findings
-from vitkit.plain import Table
+from vitkit.plain import Curve, Table
 from vitkit.reports.evaluation import confusion_parts, frequent, shown, write_evaluation
 
 
@@ -102,3 +102,42 @@ def test_confusions_that_an_evaluation_lists_are_not_listed_again(tmp_path):
     page = written(tmp_path, Findings({}, confusion=confusion(5), tables=(table,)))
     assert page.count(title) == 1 and "Confusion matrix of 5" in page
     assert written(tmp_path, Findings({}, confusion=confusion(5))).count(title) == 1
+
+
+SHOTS = np.array([1.0, 5])
+
+
+def headings(page):
+    return re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+
+
+def test_one_table_or_curve_has_its_title_as_the_heading(tmp_path):
+    rows = Table("Accuracy by severity", ("severity", "top-1"), (("1", "50.00%"),))
+    line = Curve("Means", "severity", "top-1", SHOTS, {"mean": SHOTS / 10})
+    page = written(tmp_path, Findings({"top1": 0.5}, tables=(rows,), curves=(line,)))
+    assert headings(page) == ["Metrics", "Accuracy by severity", "Means", "About"]
+    assert "<caption>" not in page and ">Means</text>" not in page
+    assert 'aria-label="Means: top-1; mean goes from' in page
+    two = written(tmp_path, Findings({"top1": 0.5}, tables=(rows,) * 2, curves=(line,) * 2))
+    assert headings(two) == ["Metrics", "Tables", "Curves", "About"]
+    assert two.count("<caption>Accuracy by severity") == 2 and two.count(">Means</text>") == 2
+
+
+def test_a_table_and_a_curve_of_one_title_share_a_heading(tmp_path):
+    rows = Table("Few-shot accuracy", ("shots", "accuracy"), (("1", "10.00%"),))
+    line = Curve("Few-shot accuracy", "shots", "accuracy", SHOTS, {"mean": SHOTS / 10})
+    page = written(tmp_path, Findings({"top1": 0.5}, tables=(rows,), curves=(line,)))
+    assert headings(page) == ["Metrics", "Few-shot accuracy", "About"]
+
+
+def test_a_metric_that_a_table_has_is_shown_once(tmp_path):
+    rows = Table("By corruption", ("corruption", "mean"), (("fog", "35.10%"), ("snow", "9.00%")))
+    metrics = {"top1": 0.351, "fog": 0.351, "snow": 0.1}
+    page = written(tmp_path, Findings(metrics, tables=(rows,)), {})
+    assert cells(page)[:3] == [["metric", "value"], ["top1", "35.10%"], ["snow", "10.00%"]]
+    assert cells(page)[3:] == [["corruption", "mean"], ["fog", "35.10%"], ["snow", "9.00%"]]
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "on 1 image."), (2, "on 2 images.")])
+def test_one_image_is_no_images(tmp_path, number, said):
+    assert said in written(tmp_path, Findings({"top1": 0.5}, images=number))

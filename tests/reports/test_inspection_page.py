@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from examples import HOSTILE, image_found, inspection
 
-from vitkit.inspection.result import Inspection
-from vitkit.reports.inspection import IMAGES_SHOWN, chosen, write_inspection
+from vitkit.inspection.result import Inspection, NormsFound
+from vitkit.reports.inspection import IMAGES_SHOWN, chosen, norm_parts, write_inspection
 from vitkit.reports.inspection_image import (
     attention_figures,
+    faithfulness_figures,
     heads_of,
     on_grid,
     pictures,
@@ -112,7 +113,45 @@ def test_of_many_images_the_first_are_shown(tmp_path):
     )  # fmt: skip
     page = written(tmp_path, Inspection("x", "ViT", (8, 8), GRID, 1, 1, images=(image,) * 30))
     assert f"The first {IMAGES_SHOWN} of 30 images are shown." in page
-    assert page.count("<h3>") == IMAGES_SHOWN
+    assert page.count("<h3 ") == IMAGES_SHOWN
+
+
+@pytest.mark.parametrize(("number", "linked"), [(2, False), (3, True)])
+def test_several_images_have_links_to_each(tmp_path, number, linked):
+    page = written(tmp_path, inspection(GRID, 1, 1, number))
+    assert ('<nav aria-label="Images">' in page) == linked
+    for place in range(1, number + 1):
+        assert (f'<a href="#at-image-{place}">{place}. {place - 1}.jpg</a>' in page) == linked
+        assert page.count(f'<h3 id="at-image-{place}">{place}. photos/') == 1
+
+
+def test_the_classes_stand_beside_the_pictures(tmp_path):
+    page = written(tmp_path, FOUND, figures=tmp_path / "figures")
+    beside = page.split('<div class="beside">')[1].split("<svg")[0]
+    assert beside.count("<img") == 7 and "<th>class</th>" in beside
+    assert (tmp_path / "figures" / "image-1-rollout.png").exists()
+
+
+def test_deletion_and_insertion_name_the_class(tmp_path):
+    image = replace(FOUND.images[0], relevance_of="coot")
+    drawn = faithfulness_figures("key", image)
+    assert [one.figure.axes[0].get_ylabel() for one in drawn] == ["probability of coot"] * 2
+    assert "Deletion: probability of coot; relevance goes from" in drawn[0].alt
+
+
+@pytest.mark.parametrize("most", [6, 700, 90_000])
+def test_a_logarithmic_axis_has_plain_numbers_of_one_size(most):
+    values = np.concatenate([np.full(most, 20.0), np.linspace(10, 30, 12)]).astype(np.float32)
+    (_, drawings) = norm_parts(NormsFound(values[None], 40.0, 0.0))
+    (drawn,) = drawings.figures
+    svg = drawn.svg()
+    assert "10^" not in svg and "<tspan" not in svg and r"\mathdefault" not in svg
+    drawn.figure.draw_without_rendering()
+    axis = drawn.figure.axes[0].yaxis
+    labels = [label.get_text() for label in axis.get_ticklabels(which="both")]
+    assert 2 <= len([label for label in labels if label]) <= 9
+    sizes = {label.get_size() for label in axis.get_ticklabels(which="both") if label.get_text()}
+    assert sizes == {8.0}
 
 
 @pytest.mark.parametrize(("rows", "numbers"), [(LAYERS, "123"), (LAYERS + 1, "0123")])

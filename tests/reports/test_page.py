@@ -24,6 +24,7 @@ from vitkit.reports.page import (
     Rows,
     Section,
     Text,
+    counted,
     filled,
     render,
     write_page,
@@ -185,3 +186,11 @@ def test_values_are_shown_as_people_write_them(tmp_path):
     page = written(tmp_path, Facts(facts))
     cells = re.findall("<td>(.*?)</td>", page)
     assert cells == ["none", "yes", "12,345", "0.123457", "1, 2.5", "g 1, 2"]
+
+
+def test_one_is_not_several():
+    assert counted(1, "image") == "1 image" and counted(1234, "image") == "1,234 images"
+    assert (
+        counted(0, "class", "classes") == "0 classes"
+        and counted(1, "class", "classes") == "1 class"
+    )

@@ -49,7 +49,7 @@ def test_it_ends_after_so_many_evaluations_without_a_better_one_and_says_when(ru
     ends = [r for r in records(run) if r["kind"] == "early_stop"]
     assert ends == [{"step": 10, "kind": "early_stop", "without_better": 2}]
     page = (run.folder / "report.html").read_text()
-    assert "at step 0 of 100. The run ended at step 10: 2 evaluation(s) in a row" in page
+    assert "at step 0 of 100. The run ended at step 10: 2 evaluations in a row" in page
     assert (run.folder / "checkpoints" / "step-00000010").is_dir()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vitkit.data.checks import some
 from vitkit.evaluation.findings import Calibration, Confusion, Findings, Mistake, Reliability
+from vitkit.plain import Table
 from vitkit.reports.classes import lowest_first
 from vitkit.reports.colours import MUTED, SERIES
 from vitkit.reports.drawing import Drawing
@@ -28,6 +30,7 @@ from vitkit.reports.page import (
     Rows,
     Section,
     Text,
+    counted,
     filled,
     table,
     write_page,
@@ -60,7 +63,7 @@ def summary(findings: Findings) -> str:
     """The first metrics and the number of images, as a sentence."""
     said = [f"{name.replace('_', ' ')} {shown(name, value)}"
             for name, value in list(findings.metrics.items())[:3] if name != "images"]  # fmt: skip
-    on = f" on {findings.images:,} images" if findings.images else ""
+    on = f" on {counted(findings.images, 'image')}" if findings.images else ""
     return f"{', '.join(said)}{on}." if said else "No metric."
 
 
@@ -74,13 +77,12 @@ def shown(name: str, value: float) -> str:
 
 
 def sections(findings: Findings, about: Mapping[str, Any]) -> list[Section]:
-    metrics = Rows(
-        ("metric", "value"), [(name, shown(name, v)) for name, v in findings.metrics.items()]
-    )
+    metrics = [(name, shown(name, value)) for name, value in findings.metrics.items()]
+    metrics = [row for row in metrics if not in_a_table(*row, findings.tables)]
+    rows = [Rows(("metric", "value"), metrics)] if metrics else []
     return [
-        Section("Metrics", [*([Notes(findings.notes)] if findings.notes else []), metrics]),
-        Section("Tables", [table(one) for one in findings.tables]),
-        Section("Curves", curves(findings)),
+        Section("Metrics", [*([Notes(findings.notes)] if findings.notes else []), *rows]),
+        *tables_and_curves(findings),
         Section("Classes", class_parts(findings)),
         Section("Confusion", confusion_parts(findings.confusion, listed(findings))),
         Section("Calibration", calibration_parts(findings.calibration)),
@@ -92,9 +94,23 @@ def sections(findings: Findings, about: Mapping[str, Any]) -> list[Section]:
     ]  # fmt: skip
 
 
-def curves(findings: Findings) -> list[Part]:
-    drawn = [curve(f"curve-{n}", found) for n, found in enumerate(findings.curves, start=1)]
-    return [Drawings(drawn)] if drawn else []
+def in_a_table(name: str, value: str, tables: Sequence[Table]) -> bool:
+    """Whether a row of that name has the number already."""
+    return any(row[:1] == (name,) and value in row for one in tables for row in one.rows)
+
+
+def tables_and_curves(findings: Findings) -> list[Section]:
+    """One table or curve has its own title as the heading, and both one if it is the same."""
+    tables, found = findings.tables, findings.curves
+    one_table, one_curve = len(tables) == 1, len(found) == 1
+    rows = [table(replace(one, title="") if one_table else one) for one in tables]
+    drawn = [curve(f"curve-{n}", one, not one_curve) for n, one in enumerate(found, start=1)]
+    figures: list[Part] = [Drawings(drawn)] if drawn else []
+    over_tables = tables[0].title if one_table else "Tables"
+    over_curves = found[0].title if one_curve else "Curves"
+    if over_tables == over_curves:
+        return [Section(over_tables, [*rows, *figures])]
+    return [Section(over_tables, rows), Section(over_curves, figures)]
 
 
 def class_parts(findings: Findings) -> list[Part]:
@@ -107,7 +123,7 @@ def class_parts(findings: Findings) -> list[Part]:
     without = [name for name, recall in findings.class_recall.items() if recall is None]
     parts: list[Part] = [
         Fold(
-            f"mean recall {mean:.2%} of {len(rows):,} classes; lowest first",
+            f"mean recall {mean:.2%} of {counted(len(rows), 'class', 'classes')}; lowest first",
             [Rows(("class", "recall", "images"), lines)],
             opened=len(rows) <= OPENED,
         )

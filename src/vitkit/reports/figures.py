@@ -8,8 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 from PIL import Image, ImageDraw
 
 from vitkit.plain import Curve
@@ -89,6 +96,7 @@ def lines(
     log_x: bool = False,
     from_zero: bool = False,
     whole_x: bool = False,
+    titled: bool = True,
     caption: str = "",
 ) -> Drawing:
     """Lines by name, each (x, y); what is no number is left out."""
@@ -98,10 +106,11 @@ def lines(
         axes.plot(x, np.asarray(y, float), label=word(label, 28), marker=mark, markersize=3,
                   color=SERIES[place % len(SERIES)], linewidth=1.4,
                   linestyle=DASHES[place // len(SERIES) % len(DASHES)])  # fmt: skip
-    headed(axes, title)
+    headed(axes, title if titled else "")
     axes.set(xlabel=word(x_name, 60), ylabel=word(y_name, 60))
     if log_x:
         axes.set_xscale("log")
+        plain_log(axes.xaxis)
         at_points(axes, series)
     elif whole_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -112,6 +121,14 @@ def lines(
     legend(axes)
     alt = f"{title}: {in_words(y_name, series, share)}"
     return Drawing(name, figure, alt, caption, wide=len(series) > INSIDE)
+
+
+def plain_log(axis: Axis) -> None:
+    """Numbers on a logarithmic axis as people write them, not as powers of ten."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def at_points(axes: Axes, series: Mapping[str, tuple]) -> None:
@@ -134,11 +151,12 @@ def in_words(y_name: str, series: Mapping[str, tuple], share: bool) -> str:
     return f"{y_name}; " + ("; ".join(said) or "nothing is known")
 
 
-def curve(name: str, found: Curve) -> Drawing:
+def curve(name: str, found: Curve, titled: bool = True) -> Drawing:
+    """Without a title where a heading says the same; its words begin with it all the same."""
     series = {label: (found.x, y) for label, y in found.lines.items()}
     whole = bool(len(found.x)) and bool(np.all(np.asarray(found.x) % 1 == 0))
     return lines(name, found.title, found.x_name, found.y_name, series, share=found.share,
-                 log_x=found.log_x, whole_x=whole)  # fmt: skip
+                 log_x=found.log_x, whole_x=whole, titled=titled)  # fmt: skip
 
 
 def montage(tiles: np.ndarray, gap: int) -> np.ndarray:
@@ -176,7 +194,8 @@ def tiles(
     gap = max(1, round(0.06 * max(height, width)))
     canvas = montage(shown, gap)
     inches = min(7.0, max(WIDTH, 0.4 * len(columns) + 1))
-    tall = min(12.0, max(1.2, (inches - 1) * canvas.shape[0] / canvas.shape[1] + 0.9))
+    tall = max(1.2, (inches - 1) * canvas.shape[0] / canvas.shape[1] + 0.9)
+    tall = min(12.0, 1.3 * len(rows) + 0.9, tall)  # a tile is no higher than that
     figure, axes = blank(inches, tall)
     low, high = scale or (0.0, 1.0)
     drawn = axes.imshow(canvas, cmap=HEAT, vmin=low, vmax=high, interpolation="nearest")

@@ -18,16 +18,18 @@ from vitkit.inspection.result import (
 )
 from vitkit.reports.colours import MUTED, SERIES
 from vitkit.reports.drawing import Drawing
-from vitkit.reports.figures import blank, curve, legend, lines, montage, tiles
+from vitkit.reports.figures import blank, curve, legend, lines, montage, plain_log, tiles
 from vitkit.reports.inspection_image import image_parts
 from vitkit.reports.page import (
     Drawings,
     Facts,
     Heading,
+    Links,
     Notes,
     Part,
     Section,
     Text,
+    counted,
     filled,
     write_page,
 )
@@ -35,6 +37,7 @@ from vitkit.reports.page import (
 MOST_TILES = 14  # of position similarity, down and across; of larger grids some are shown
 MOST_FILTERS = 64
 IMAGES_SHOWN = 24
+LINKED_FROM = 3  # images; to fewer no links are needed
 
 
 def write_inspection(
@@ -66,9 +69,9 @@ def summary(found: Inspection) -> str:
     if found.prefix:
         parts.append(f"before them {', '.join(found.prefix)}")
     if found.depth is not None:
-        parts.append(f"{found.depth} layers")
+        parts.append(counted(found.depth, "layer"))
     if found.heads is not None:
-        parts.append(f"{found.heads} heads")
+        parts.append(counted(found.heads, "head"))
     return "; ".join(parts) + "."
 
 
@@ -164,7 +167,7 @@ def distance_parts(found: DistancesFound | None) -> list[Part]:
     alt = (f"Mean attention distance by layer and head: {first:.1f} pixels in layer "
            f"{found.layers[0]}, {last:.1f} in layer {found.layers[-1]}, mean over the heads; "
            f"{found.uniform:.1f} if attention were alike everywhere")  # fmt: skip
-    caption = f"Mean over all query patches of {found.images:,} images; a point is a head."
+    caption = f"Mean over all query patches of {counted(found.images, 'image')}; a point is a head."
     return [Drawings([Drawing("attention-distance", figure, alt, caption)])]
 
 
@@ -181,6 +184,7 @@ def norm_parts(found: NormsFound | None) -> list[Part]:
     axes.hist(found.norms.ravel(), bins=60, color=SERIES[0], log=True)
     axes.axvline(found.threshold, color=SERIES[1], linestyle="--")
     axes.set(xlabel="norm of a patch token, last layer", ylabel="tokens (log)")
+    plain_log(axes.yaxis)
     said = f"{found.outliers:.2%} of {found.norms.size:,} patch tokens are outliers."
     alt = f"Histogram of norms; {said} The threshold is {found.threshold:.4g}."
     caption = f"On the right of the dashed line ({found.threshold:.4g}) a token is an outlier."
@@ -191,7 +195,14 @@ def all_image_parts(found: Inspection) -> list[Part]:
     parts: list[Part] = []
     if len(found.images) > IMAGES_SHOWN:
         parts.append(Text(f"The first {IMAGES_SHOWN} of {len(found.images):,} images are shown."))
-    for place, image in enumerate(found.images[:IMAGES_SHOWN], start=1):
-        parts.append(Heading(f"{place}. {image.name}"))
-        parts += image_parts(f"image-{place}", image, found)
+    shown = {f"image-{place}": image for place, image in enumerate(found.images, start=1)}
+    shown = dict(list(shown.items())[:IMAGES_SHOWN])
+    if len(shown) >= LINKED_FROM:
+        names = {key: image.name.rpartition("/")[2] for key, image in shown.items()}
+        links = {f"at-{key}": f"{place}. {name}"
+                 for place, (key, name) in enumerate(names.items(), start=1)}  # fmt: skip
+        parts.append(Links("Images", links))
+    for place, (key, image) in enumerate(shown.items(), start=1):
+        parts.append(Heading(f"{place}. {image.name}", f"at-{key}"))
+        parts += image_parts(key, image, found)
     return parts

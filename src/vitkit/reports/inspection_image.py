@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from vitkit.inspection.result import ImageFound, Inspection
 from vitkit.reports.drawing import Drawing
 from vitkit.reports.figures import coloured, curve, lines, outlined, overlay, tiles
-from vitkit.reports.page import Drawings, Fold, Part, Picture, Pictures, Rows, Text
+from vitkit.reports.page import Beside, Drawings, Fold, Part, Picture, Pictures, Rows, Text, counted
 
 PATCH = re.compile(r"patch (\d+),(\d+)")  # row, column: a query of ImageFound
 
@@ -19,11 +20,10 @@ def image_parts(key: str, image: ImageFound, found: Inspection) -> list[Part]:
     """`key` begins the names of its figures."""
     maps = attention_figures(key, image, found.grid, len(found.prefix))
     maps += prefix_figures(key, image, found)
-    curves = [curve(f"{key}-curve-{n}", one) for n, one in enumerate(image.faithfulness, start=1)]
+    curves = faithfulness_figures(key, image)
     top = Rows(("class", "probability"), [(name, f"{p:.1%}") for name, p in image.top])
     return [
-        Pictures(pictures(key, image, found)),
-        *([top] if image.top else []),
+        Beside([Pictures(pictures(key, image, found)), *([top] if image.top else [])]),
         *([Drawings(maps)] if maps else []),
         *([Drawings(curves)] if curves else []),
         *prefix_table(image, found),
@@ -120,8 +120,8 @@ def attention_figures(
             f"{key}-attention", f"Attention of {query(image)}", maps,
             rows=image.layers or range(layers), columns=image.heads or range(heads),
             row_name="layer", column_name="head",
-            alt=f"Attention of {query(image)} to the patches of {image.name}: {layers} layers, "
-                f"{heads} heads",
+            alt=f"Attention of {query(image)} to the patches of {image.name}: "
+                f"{counted(layers, 'layer')}, {counted(heads, 'head')}",
             caption="A tile is a head's attention to the patches, from its least (dark) to its "
                     "most." + (" Attention to other tokens is shown apart." if prefix else ""),
         )
@@ -157,6 +157,15 @@ def told_apart(prefix: Sequence[str]) -> list[str]:
     return [
         f"{name} {place}" if list(prefix).count(name) > 1 else name
         for place, name in enumerate(prefix)
+    ]
+
+
+def faithfulness_figures(key: str, image: ImageFound) -> list[Drawing]:
+    """Deletion and insertion; what falls or rises is the probability of a class with a name."""
+    of = f"probability of {image.relevance_of}" if image.relevance_of else ""
+    return [
+        curve(f"{key}-curve-{n}", replace(one, y_name=of or one.y_name))
+        for n, one in enumerate(image.faithfulness, start=1)
     ]
 
 

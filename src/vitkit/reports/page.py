@@ -45,7 +45,17 @@ class Heading:
     """Below a section's own."""
 
     text: str
+    anchor: str = ""  # an id that links lead to
     kind: ClassVar[str] = "heading"
+
+
+@dataclass(frozen=True)
+class Links:
+    """To headings of the same page."""
+
+    label: str  # what they lead to, for those who do not see them
+    texts: Mapping[str, str]  # by anchor
+    kind: ClassVar[str] = "links"
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,15 @@ class Fold:
     kind: ClassVar[str] = "fold"
 
 
-Part = Heading | Text | Notes | Facts | Rows | Drawings | Pictures | Fold
+@dataclass(frozen=True)
+class Beside:
+    """Parts side by side where there is room."""
+
+    parts: Sequence[Part]
+    kind: ClassVar[str] = "beside"
+
+
+Part = Heading | Links | Text | Notes | Facts | Rows | Drawings | Pictures | Fold | Beside
 
 
 @dataclass(frozen=True)
@@ -143,6 +161,11 @@ class Section:
 
 def table(found: Table) -> Rows:
     return Rows(found.header, found.rows, found.title, found.note)
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """ "1 image", "1,234 images"; `several` where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def filled(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +273,7 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> None:
 
 
 def within(part: Part) -> list[Part]:
-    """A part, or those that are folded into it."""
-    if isinstance(part, Fold):
+    """A part, or those that are in it."""
+    if isinstance(part, Fold | Beside):
         return [deepest for inner in part.parts for deepest in within(inner)]
     return [part]

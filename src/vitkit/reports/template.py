@@ -29,16 +29,19 @@ td { max-width: 36rem } th { font-weight: 600 }
 td.number, th.number { text-align: right } td.short, .rows th { white-space: nowrap }
 .facts td { overflow-wrap: anywhere }
 summary { cursor: pointer; color: var(--muted); padding: .25rem 0 }
-.figures { display: grid; gap: 1rem 2rem;
+.figures { display: grid; gap: 2rem;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
 figure { margin: 0; min-width: 0 } figure.wide { grid-column: 1 / -1 }
 @media screen and (max-width: 36rem) { figure.wide::before {
   content: "scroll sideways for all of it \\2192"; position: sticky; left: 0; font-size: .85rem;
   color: var(--muted) } }
-figcaption { font-size: .85rem; line-height: 1.35 }
+figcaption { font-size: .85rem; line-height: 1.35; margin-top: .25rem }
 svg { display: block; width: 100%; height: auto } svg text { font-family: system-ui, sans-serif }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
-.pictures { display: grid; gap: 1rem; margin: 1rem 0;
+.pictures + .figures, .beside + .figures, .figures + .figures { margin-top: 2rem }
+.beside { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start }
+.beside > .pictures { flex: 1 1 26rem }
+.pictures { display: grid; gap: 1.5rem 1rem; margin: 1rem 0;
             grid-template-columns: repeat(auto-fill, minmax(min(45%, 10rem), 1fr)) }
 .pictures img { display: block; width: 100%; max-width: 14rem; height: auto;
                 image-rendering: auto; border-radius: 4px }
@@ -59,7 +62,17 @@ PAGE = """<!doctype html>
 {% macro show(parts) %}
 {% for part in parts %}
 {% if part.kind == "heading" %}
-<h3>{{ part.text }}</h3>
+<h3{% if part.anchor %} id="{{ part.anchor }}"{% endif %}>{{ part.text }}</h3>
+{% elif part.kind == "links" %}
+<nav aria-label="{{ part.label }}"><ul>
+{% for anchor, text in part.texts.items() %}
+<li><a href="#{{ anchor }}">{{ text }}</a></li>
+{% endfor %}
+</ul></nav>
+{% elif part.kind == "beside" %}
+<div class="beside">
+{{ show(part.parts) }}
+</div>
 {% elif part.kind == "text" %}
 <p>{{ part.text }}</p>
 {% elif part.kind == "notes" %}

@@ -12,7 +12,17 @@ from typing import Any
 from vitkit.reports.classes import OfClass
 from vitkit.reports.drawing import Drawing
 from vitkit.reports.figures import lines
-from vitkit.reports.page import Drawings, Facts, Fold, Part, Rows, Section, Text, write_page
+from vitkit.reports.page import (
+    Drawings,
+    Facts,
+    Fold,
+    Part,
+    Rows,
+    Section,
+    Text,
+    counted,
+    write_page,
+)
 from vitkit.training.config import TrainConfig, to_json
 from vitkit.training.log import bound_by, headline
 
@@ -58,7 +68,7 @@ def write_report(
     return write_page(
         run / "report.html",
         f"{config['kind']} of {config['config']['model']} on {data['name']}",
-        f"Best {what} {value:.2%} on {best['images']:,} held-out images, at step "
+        f"Best {what} {value:.2%} on {counted(best['images'], 'held-out image')}, at step "
         f"{best['step']:,} of {config['resolved']['steps']:,}." + ended_early(early),
         sections,
         figures,
@@ -69,8 +79,8 @@ def ended_early(record: dict[str, Any] | None) -> str:
     if record is None:
         return ""
     return (
-        f" The run ended at step {record['step']:,}: {record['without_better']} evaluation(s) in a "
-        "row found none better."
+        f" The run ended at step {record['step']:,}: "
+        f"{counted(record['without_better'], 'evaluation')} in a row found none better."
     )
 
 
@@ -82,7 +92,7 @@ def recalls(classes: Sequence[OfClass], several: bool) -> list[Part]:
     kind, kinds = ("label", "labels") if several else ("class", "classes")
     recall = "recall, sigmoid above 0.5" if several else "recall"
     rows = [(row.name, f"{row.recall:.2%}", f"{row.images:,}") for row in classes]
-    summary = f"mean {mean:.2%} of {len(classes):,} {kinds}; lowest first"
+    summary = f"mean {mean:.2%} of {counted(len(classes), kind, kinds)}; lowest first"
     table = Rows((kind, recall, "held-out images"), rows)
     return [Fold(summary, [table], opened=len(classes) <= OPENED)]
 
