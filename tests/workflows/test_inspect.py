@@ -12,7 +12,7 @@ from vitkit import plain
 from vitkit.data.source import ArraySource, Splits
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, VitkitError
-from vitkit.inspection.attention import attention, pool_attention, token_names
+from vitkit.inspection.attention import attention, notes_on_attention, pool_attention, token_names
 from vitkit.inspection.distance import mean_distances
 from vitkit.inspection.embeddings import positions
 from vitkit.inspection.faithfulness import faithfulness
@@ -273,6 +273,7 @@ def test_from_its_weights_alone_a_net_has_filters_and_positions(kind):
         assert (found.grid, found.depth) == (model.net.config.grid, len(model.net.blocks))
         assert found.heads == model.net.config.heads
         assert found.prefix == token_names(model.net)
+        assert set(notes_on_attention(model.net)) <= set(found.notes)
         assert any("Attention distances need images" in note for note in found.notes)
 
 
