@@ -187,7 +187,7 @@ def test_a_net_that_says_the_same_of_everything_is_fully_consistent_and_no_more_
     sevens = float((FEW.labels == 7).mean())
     assert any("patches are 4 pixels wide" in note for note in result.notes)
     assert result.metrics == {
-        "consistency": 1.0, "top1": pytest.approx(sevens), "top1_shifted": pytest.approx(sevens),
+        "consistency": 1.0, "top1_unshifted": pytest.approx(sevens), "top1_shifted": pytest.approx(sevens),
     }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def test_consistency_falls_as_a_picture_leaves_the_window(model):
     assert stays[0] == 1
     assert 0.9 > stays[1] > stays[2]
     assert result.metrics["consistency"] == pytest.approx(stays[1:].mean())
-    assert curve.lines["top-1"][0] == result.metrics["top1"]
+    assert curve.lines["top-1"][0] == result.metrics["top1_unshifted"]
     assert [row[0] for row in result.tables[0].rows] == ["0", "1", "3"]
 
 
