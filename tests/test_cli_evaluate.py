@@ -88,7 +88,7 @@ def test_tables_and_notes_are_printed_and_in_the_json(net, capsys):
         (["--gpus", "0"], "--gpus is 0"),
         (["--gpus", "99999999"], "at most 4096"),
         (["--protocol", "few-shot", "--seeds", "1001"], "seeds is 1001"),
-        (["--protocol", "few-shot", "--l2", "inf"], "l2 is infinite"),
+        (["--protocol", "few-shot", "--l2", "inf"], "l2 is inf; it must be above 0, and finite"),
         (["--protocol", "corruptions", "--seed=-1"], "seed is -1"),
         (["--protocol", "corruptions", "--seed", str(2**63)], "2**63 - 1"),
         (["--protocol", "corruptions", "--severities", "9" * 5000], "from 1 to 5"),

@@ -69,8 +69,6 @@ class ProtocolOptions:
             raise UsageError(f"seeds is {self.seeds}; it must be at most {MOST_SEEDS}")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
-        if math.isinf(self.l2):
-            raise UsageError("l2 is infinite; it must be a number")
         named("vtab_method", self.vtab_method, ("linear", "finetune"))
         if self.sweep_l2 and self.l2 != L2:
             raise UsageError(f"l2 is {self.l2:g} and sweep_l2 chooses another; leave out one")
