@@ -60,6 +60,8 @@ def told(correlation: float) -> str:
 
 def of_distances(found: DistancesFound) -> list[str]:
     layers, heads = found.pixels.shape
+    if not found.uniform:
+        return ["the net has a single patch, so attention has no distance"]
     local = found.pixels < LOCAL * found.uniform
     told = [
         f"{local.sum()} of {local.size} heads attend locally, at under half of the "

@@ -196,12 +196,23 @@ def over(
         return lambda: [Batch(tensors, torch.empty(0))], False
     source = spread(splits.test or splits.val or splits.train, count)
     number = None
+    if not model.class_names:
+        return batches_of(source, model, None, threads), False
+    if source.multi_label and not source.labels.sum():
+        notes.append("Accuracy by layer is left out: none of the images has a label.")
+        return batches_of(source, model, None, threads), False
     try:
         number = class_numbers(model.class_names, source.class_names, splits.name)
     except VitkitError as error:
         if not isinstance(error, DataError | UsageError):
             raise
         notes.append(f"Accuracy by layer is left out, since the labels are not the net's: {error}.")
+
+    return batches_of(source, model, number, threads), number is not None
+
+
+def batches_of(source: Source, model: Model, number: Tensor | None, threads: int) -> Batches:
+    """The images, their labels in the net's numbering where `number` tells it."""
 
     def batches() -> Iterable[Batch]:
         read = evaluation_batches(source, model.preprocessing, BATCH, threads)
@@ -211,7 +222,7 @@ def over(
                 labels = renumber(labels, number, len(model.class_names))
             yield Batch(batch.images, labels)
 
-    return batches, number is not None
+    return batches
 
 
 def spread(source: Source, count: int) -> Source:

@@ -187,7 +187,8 @@ def test_a_net_that_says_the_same_of_everything_is_fully_consistent_and_no_more_
     sevens = float((FEW.labels == 7).mean())
     assert any("patches are 4 pixels wide" in note for note in result.notes)
     assert result.metrics == {
-        "consistency": 1.0, "top1_unshifted": pytest.approx(sevens), "top1_shifted": pytest.approx(sevens),
+        "consistency": 1.0, "top1_unshifted": pytest.approx(sevens),
+        "top1_shifted": pytest.approx(sevens),
     }  # fmt: skip
 
 
