@@ -197,6 +197,7 @@ def over(
     source = spread(splits.test or splits.val or splits.train, count)
     number = None
     if not model.class_names:
+        notes.append("The net has no head, so classes, relevance and Grad-CAM are left out.")
         return batches_of(source, model, None, threads), False
     if source.multi_label and not source.labels.sum():
         notes.append("Accuracy by layer is left out: none of the images has a label.")
