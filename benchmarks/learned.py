@@ -134,7 +134,6 @@ def figures_of(found: Inspection) -> dict:
         "uniform": distances.uniform, "images": distances.images,
         "distances": distances.pixels.round(2).tolist(),
         "untrained distances": distances.untrained.round(2).tolist(),
-        "notes": list(found.notes),
     }  # fmt: skip
 
 

@@ -106,10 +106,10 @@ def test_distances_grow_or_fall_with_depth_where_chance_does_not_explain_it():
     _, clear = of_distances([[1], [2], [3], [5], [6], [7], [4]])
     assert clear.startswith("Attention distance grows with depth") and "p = 0.036," in clear
     _, unclear = of_distances([[1], [2], [3], [5], [7], [6], [4]])
-    assert unclear.startswith("Attention distance not clearly: grows with depth")
+    assert unclear.startswith("Whether attention distance grows or falls with depth is not clear")
     assert "p = 0.052," in unclear
     _, falls = of_distances([[4], [6], [7], [5], [3], [2], [1]])
-    assert falls.startswith("Attention distance not clearly: falls with depth")
+    assert falls.startswith("Whether attention distance grows or falls with depth is not clear")
 
 
 def test_of_two_layers_nothing_is_said_of_growth():

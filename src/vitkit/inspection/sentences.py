@@ -72,11 +72,12 @@ def of_distances(found: DistancesFound) -> list[str]:
         depth = np.repeat(np.arange(layers), heads)
         test = spearmanr(depth, found.pixels.ravel())
         rho, chance = float(test.statistic), float(test.pvalue)  # pyright: ignore
-        how = "falls with depth" if rho < 0 else "grows with depth"
-        clear = "" if chance <= CHANCE else "not clearly: "
+        how = "attention distance " + ("falls" if rho < 0 else "grows") + " with depth"
+        if not chance <= CHANCE:
+            how = "whether attention distance grows or falls with depth is not clear"
         told.append(
-            f"attention distance {clear}{how} (Spearman's correlation {rho:.2f} over "
-            f"{layers * heads} heads, p = {chance:.2g}, {found.images:,} images)"
+            f"{how} (Spearman's correlation {rho:.2f} over {layers * heads} heads, "
+            f"p = {chance:.2g}, {found.images:,} images)"
         )
     return told
 

@@ -204,10 +204,10 @@ def over(
         return batches_of(source, model, None, threads), False
     try:
         number = class_numbers(model.class_names, source.class_names, splits.name)
-    except VitkitError as error:
-        if not isinstance(error, DataError | UsageError):
-            raise
-        notes.append(f"Accuracy by layer is left out, since the labels are not the net's: {error}.")
+    except (DataError, UsageError):
+        notes.append(
+            "Accuracy by layer is left out: the labels of --data are not the net's classes."
+        )
 
     return batches_of(source, model, number, threads), number is not None
 

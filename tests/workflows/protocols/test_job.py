@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from inspection.small_nets import CLASSES, EVERY, images_for, small_net
 
+from small_nets import CLASSES, EVERY, images_for, small_net
 from vitkit.workflows.protocols.job import width_of
 
 
