@@ -205,9 +205,8 @@ def over(
     try:
         number = class_numbers(model.class_names, source.class_names, splits.name)
     except (DataError, UsageError):
-        notes.append(
-            "Accuracy by layer is left out: the labels of --data are not the net's classes."
-        )
+        classes = some(source.class_names)
+        notes.append(f"Accuracy by layer is left out: these are not the net's classes: {classes}.")
 
     return batches_of(source, model, number, threads), number is not None
 
