@@ -105,7 +105,7 @@ def test_words_that_processes_cannot_follow_are_refused_before_they_start(
         capsys, "--gpus", "3", *out
     )
     assert "--gpus is 0" in refusal(capsys, "--gpus", "0", *out)
-    assert "each needs one" in refusal(capsys, "--gpus", "5000", "--batch-size", "5000", *out)
+    assert "each needs one" in refusal(capsys, "--gpus", "4000", "--batch-size", "4000", *out)
     assert "several processes" in refusal(capsys, "--sharding", "fsdp", *out)
     assert "accumulation is 16, more than the 8" in refusal(
         capsys, "--gpus", "2", "--accumulation", "16", *out

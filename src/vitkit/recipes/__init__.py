@@ -15,7 +15,8 @@ from vitkit.recipes.recipe import CIFAR_100, IMAGENET, IMAGENET_21K, JFT, PETS, 
 from vitkit.training.config import TrainConfig
 
 USUAL_NET = "ViT-B/16"  # of a plan by a recipe for any net
-BIT = tuple(name for name, row in VARIANTS.items() if row.kind == "BiT")
+# Big Transfer's; the one for small images is of no paper.
+BIT = tuple(name for name, row in VARIANTS.items() if row.kind == "BiT" and row.side == 224)
 
 # fmt: off
 PRETRAIN = {
