@@ -495,3 +495,14 @@ def test_a_checkpoint_is_opened_by_its_name(tmp_path):
     model.save(tmp_path / "net")
     pixels = pixels_for(model, 1)
     assert same(inspect(tmp_path / "net", pixels), inspect(model, pixels))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"layers": (0,)}, {"heads": (0,)}, {"query": "1,1"}, {"maps": True}, {"flow": True},
+     {"untrained": True}],
+    ids=lambda option: next(iter(option)),
+)  # fmt: skip
+def test_what_is_of_attention_is_refused_for_a_net_that_has_none(option):
+    with pytest.raises(UsageError, match="has no attention; filters and Grad-CAM apply"):
+        inspect(model_of(CONVOLUTIONAL["BiT"]), "no such image", **option)

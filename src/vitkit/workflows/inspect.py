@@ -108,7 +108,8 @@ def check(asked: InspectOptions, model: Model) -> None:
             f"--query {asked.query[:60]!r}; expected class, mean or ROW,COLUMN of a patch"
         )
     if not isinstance(net, VisionTransformer | T2TViT):
-        if asked.layers or asked.heads or asked.maps or asked.flow:
+        of_attention = asked.layers or asked.heads or asked.maps or asked.flow or asked.untrained
+        if of_attention or asked.query != "class":
             token_names(net)  # says that there is no attention
         return
     query_of(net, asked.query)
