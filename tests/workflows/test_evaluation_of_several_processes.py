@@ -6,14 +6,24 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vitkit
+from vitkit.data.classes.imagenet import imagenet_classes
 from vitkit.data.opening import digits
+from vitkit.data.transforms import Preprocessing
+from vitkit.models.variants import build
+from vitkit.prediction.model import Model
+from vitkit.training.precision import computing_threads
 from vitkit.workflows.protocols import job
 
-OPTIONS = {"top-k": {}, "few-shot": {"shots": (1, 10)}, "knn": {"k": 5}}
+OPTIONS = {
+    "top-k": {}, "few-shot": {"shots": (1, 10)}, "knn": {"k": 5}, "linear": {},
+    "translations": {"shifts": "1"}, "corruptions": {"corruptions": "contrast", "severities": "2"},
+}  # fmt: skip
 # 100 images at once, so that the digits are several batches, and not as many for each process.
 DRIVER = """
 import json, sys
@@ -66,10 +76,11 @@ def ended(*words, **environment):
 def test_two_processes_find_what_one_finds_and_both_know_of_a_bad_image(net, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "BATCH", 100)
     monkeypatch.setenv("VITKIT_CACHE", str(tmp_path / "alone"))
-    alone = {
-        protocol: vitkit.evaluate(net, "digits", protocol, device="cpu", **options)
-        for protocol, options in OPTIONS.items()
-    }
+    with computing_threads(1):  # as in each of the two: what is fitted depends on their number
+        alone = {
+            protocol: vitkit.evaluate(net, "digits", protocol, device="cpu", **options)
+            for protocol, options in OPTIONS.items()
+        }
     (photographs(tmp_path / "data", 150) / "bad.png").write_bytes(b"no image")
     (tmp_path / "driver.py").write_text(DRIVER)
     ended("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -93,3 +104,27 @@ def test_gpus_n_scores_fewer_images_than_processes_and_says_it_once(net, tmp_pat
                  "--json", "--no-cache")  # fmt: skip
     assert done.stdout.count("1 images of") == 1
     assert json.loads(done.stdout.splitlines()[-1])["images"] == 1
+
+
+def test_real_labels_and_sets_beside_imagenet_are_scored_alike_by_two_processes(tmp_path):
+    net = build("ViT-Femto/2", 1000, 8)
+    torch.nn.init.normal_(net.head.weight)  # the head of a fresh net is zeros
+    names = [known.names for known in imagenet_classes()]
+    Model(net, names, Preprocessing.direct((8, 8))).save(tmp_path / "net")
+    random = np.random.default_rng(0)
+    for n in range(7):
+        path = tmp_path / "val" / imagenet_classes()[n % 3].wnid / f"ILSVRC2012_val_{n + 1:08}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(path, "PNG")
+    labels = [list(range(place % 2, 1000, 2)) for place in range(7)]
+    (tmp_path / "real.json").write_text(json.dumps(labels))
+    words = ["-m", "vitkit", "evaluate", tmp_path / "net", tmp_path / "val", "--device", "cpu",
+             "--json", "--no-cache"]  # fmt: skip
+    for more in (["--protocol", "real", "--real", tmp_path / "real.json"],
+                 ["--classes", "imagenet-sketch"]):  # fmt: skip
+        alone, two = (
+            json.loads(ended(*words, *more, *gpus).stdout.splitlines()[-1])
+            for gpus in ([], ["--gpus", "2"])
+        )
+        assert alone["images"] == two["images"] == 7
+        assert alone["metrics"] == two["metrics"]
