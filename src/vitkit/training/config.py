@@ -283,8 +283,7 @@ class TrainConfig:
 # What has a meaning for labels alone, and its value where it says nothing.
 OF_LABELS = {
     "label_smoothing": 0.0, "loss_balance": 0.0, "head_bias": 0.0, "hidden_head": False,
-    "linear_probe": False, "augment.mixup": None, "augment.cutmix": 0.0, "data.balance": 0.0,
-    "distillation.teacher": None, "lora.rank": 0, "freeze": (),
+    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0, "freeze": (),
 }  # fmt: skip
 
 
