@@ -29,8 +29,8 @@ def distillation_loss(
     least.
 
     "hard" is the cross-entropy with the teacher's likeliest class (equation 3), whatever the
-    temperature. "soft" is T^2 KL(teacher || net) of the probabilities of logits / T (equation 2), the
-    mean over the B images; deit's code (losses.py) divides the sum by B K instead.
+    temperature. "soft" is T^2 KL(teacher || net) of the probabilities of logits / T (equation 2),
+    the mean over the B images; deit's code (losses.py) divides the sum by B K instead.
     """
     logits, teacher_logits = (
         found.to(torch.promote_types(found.dtype, torch.float32))
