@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from vitkit.errors import UsageError
 from vitkit.objectives.learner import INSIDE, Learner
 from vitkit.training.config import OptimizerConfig
+from vitkit.training.lars import Lars
 from vitkit.training.parallel import blocks_of
 from vitkit.training.trained import trained_weights
 
@@ -20,17 +21,19 @@ TOP = ("norm", "pool", "hidden", "head", "head_distillation")  # what comes afte
 
 
 def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay (paper, Table 3), or SGD with momentum (Table 4).
+    """AdamW with decoupled decay (paper, Table 3), SGD with momentum (Table 4), or LARS.
 
     Weight decay is multiplied by the learning rate; biases, norms, the class token and the
-    position embeddings are not decayed. Both are fused, but for SGD over sharded weights, which
-    torch cannot fuse (2.14). Weights that are not trained are not in it.
+    position embeddings are not decayed. AdamW and SGD are fused, but for SGD over sharded weights,
+    which torch cannot fuse (2.14). Weights that are not trained are not in it.
     """
     groups = parameter_groups(net, config.weight_decay, config.layer_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True
         )
+    if config.name == "lars":
+        return Lars(groups, config.learning_rate, config.momentum)
     fused = not any(isinstance(parameter, DTensor) for parameter in net.parameters())
     optimizer = torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, fused=fused, foreach=not fused
@@ -56,8 +59,9 @@ def parameter_groups(
         is_matrix = parameter.ndim >= 2 and name.rsplit(".")[-1] not in NOT_DECAYED
         group = groups.setdefault(
             (scales[name], is_matrix),
-            {"params": [], "weight_decay": weight_decay * is_matrix, "scale": scales[name]},
-        )
+            {"params": [], "weight_decay": weight_decay * is_matrix, "matrices": is_matrix,
+             "scale": scales[name]},
+        )  # fmt: skip
         group["params"].append(parameter)
     # The decayed ones first.
     return [groups[key] for key in sorted(groups, reverse=True)]

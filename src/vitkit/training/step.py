@@ -138,7 +138,8 @@ def train_step(
     `batch` is this process's share of the batch, and the loss that of its images. Where memory
     does not suffice the share is worked through in smaller parts, and `say` is told. A gradient
     that is not finite changes nothing in any process; where there have been too many,
-    `check_finite` raises Diverged. Nothing here waits for a GPU, but for SGD over sharded weights.
+    `check_finite` raises Diverged. Nothing here waits for a GPU, but for LARS, and SGD over sharded
+    weights.
     """
     config, optimizer = setup.config, state.optimizer
     for group in optimizer.param_groups:
