@@ -63,8 +63,15 @@ class VisionTransformer(nn.Module):
         """Tokens (B, T, D) as the last block gives them -> logits (B, K)."""
         if self.head_distillation is None:
             return self.head(self.summary(x))
+        of_class, of_teacher = self.classify_twice(x)
+        return (of_class + of_teacher) / 2  # DeiT
+
+    def classify_twice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T, D) as the last block gives them -> logits (B, K) of the class head and of
+        the distillation head, each from its own token; only nets with that token have both."""
+        assert self.head_distillation is not None
         tokens = self.norm(x)
-        return (self.head(tokens[:, 0]) + self.head_distillation(tokens[:, 1])) / 2  # DeiT
+        return self.head(tokens[:, 0]), self.head_distillation(tokens[:, 1])
 
     def summary(self, x: Tensor) -> Tensor:
         """Tokens (B, T, D) as the last block gives them -> features (B, D), or (B, 2 D)."""
