@@ -55,8 +55,8 @@ def must_mask(config: NetConfig, rate: float, objective: str) -> ViTConfig:
     """
     if not isinstance(config, ViTConfig):
         raise UsageError(
-            f"{objective} is for ViTs, and this net is of the kind {kind_of(config)}; take a ViT, or "
-            "its hybrid"
+            f"{objective} is for ViTs, and this net is of the kind {kind_of(config)}; take a ViT, "
+            "or its hybrid"
         )
     parts = {
         "a distillation token": config.distillation_token,
