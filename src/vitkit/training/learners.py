@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitkit.data.transforms import HALF
 from vitkit.models.nets import Net
 from vitkit.objectives.distillation import Distilling
-from vitkit.objectives.learner import INSIDE, Learner
+from vitkit.objectives.learner import INSIDE, Learner, Trained
 from vitkit.training.config import TrainConfig
 
 Teacher = Callable[[Tensor], Tensor]  # images as the student gets them -> logits (B, K)
@@ -24,7 +24,7 @@ def learner_of(
     mean: tuple[float, ...] = HALF,
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
-) -> nn.Module:
+) -> Trained:
     """The module that is trained: the net where labels alone are learned.
 
     `mean` and `std` are those by which images are normalised. Without a `teacher` where one is

@@ -21,7 +21,7 @@ from vitkit.errors import UsageError, VitkitError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
-from vitkit.objectives.learner import Learner
+from vitkit.objectives.learner import Trained
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import as_written
 from vitkit.reports.classes import by_name, lowest_first
@@ -252,7 +252,7 @@ def train_into(
 
 
 def choose_engine(
-    config: TrainConfig, net: Learner | Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
 ) -> Engine:
     """How to compute a run, by a look at the machine; UsageError for what it has not.
 
@@ -268,7 +268,7 @@ def choose_engine(
 
 
 def choose_computing(
-    config: TrainConfig, net: Learner | Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
 ) -> Engine:
     """Precision, threads and compilation; what memory decides is left open."""
     image = 3 * cost.flops(net.config)  # backward costs two forward passes
