@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     JITTER = 6
     BALANCE = 7
     CORRUPTION = 8  # of a picture, by its index
+    MASK = 9  # of patches
 
 
 def uniforms(seed: int, purpose: Purpose, first: int, positions: int, each: int) -> np.ndarray:
