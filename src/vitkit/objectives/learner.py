@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from vitkit.models.nets import Net, NetConfig
 
+INSIDE = "net."  # how the names of the net's weights begin in a learner
+
 
 class Learner(nn.Module):
     """A net together with what stands beside it while it learns (a decoder, a projection head).
@@ -32,7 +34,18 @@ class Learner(nn.Module):
         """Transformer blocks beside the net's own."""
         return []
 
-    def forward(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, places: np.ndarray | None = None
+    ) -> Tensor:
+        """Images (B, 3, H, W), normalised -> what the net gives; with labels and places the loss.
+
+        All goes through here, since sharded weights are gathered for a module as a whole.
+        """
+        if labels is None or places is None:
+            return self.net(images)
+        return self.loss(images, labels, places)
+
+    def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         """Normalised images (B, 3, H, W), labels (B,) int64 or (B, K) shares, which only some read,
         and places (B,) int64 of the images in the stream -> the mean loss of the images, scalar."""
         raise NotImplementedError

@@ -8,23 +8,31 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from vitkit.errors import UsageError, named
+from vitkit.objectives.settings import (
+    SELF_SUPERVISED,
+    ContrastiveConfig,
+    DistillationConfig,
+    MaskingConfig,
+    Objective,
+)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW with decoupled weight decay, or SGD with momentum."""
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW with decoupled weight decay, SGD with momentum, or LARS (arXiv 1708.03888): SGD whose
+    steps are in proportion to each matrix's norm, for large batches."""
     learning_rate: float = 1e-3
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = 0.1
-    """Times the learning rate; not on biases, norms, class token and positions. SGD adds it to the
-    gradient, so that momentum multiplies it."""
+    """Times the learning rate; not on biases, norms, class token and positions. SGD and LARS add
+    it to the gradient, so that momentum multiplies it."""
     layer_decay: float = 1.0
     """Learning rate of each block relative to the next one above it; 1 is the same everywhere."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     momentum: float = 0.9
-    """SGD's momentum."""
+    """SGD's and LARS's momentum."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
 
@@ -188,6 +196,9 @@ class TrainConfig:
     """Parts in which a batch is worked through, to need less memory."""
     seed: int = 0
     """Weights, order, augmentation and dropout follow from it."""
+    objective: Objective = "supervised"
+    """What is learned: the labels, patches that are hidden (masked-patches, mae), or which two views
+    are of one image (simclr). The last three read no label and give a net without a head."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy over the classes, or one for each class."""
     label_smoothing: float = 0.0
@@ -216,6 +227,9 @@ class TrainConfig:
     log_every: int | None = None
     """Steps between lines of metrics.jsonl; by default about a second."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -241,10 +255,47 @@ class TrainConfig:
                 "loss_balance goes by the numbers of images, and data.weights draws others; give "
                 "one"
             )
+        if self.self_supervised:
+            self.check_self_supervised()
+
+    @property
+    def self_supervised(self) -> bool:
+        """Whether no label is read."""
+        return self.objective in SELF_SUPERVISED
+
+    def check_self_supervised(self) -> None:
+        """UsageError for what is of labels or heads, which these objectives have none of."""
+        for name, usual in OF_LABELS.items():
+            if flat(self)[name] != usual:
+                raise UsageError(
+                    f"{name} is {flat(self)[name]}, but the objective {self.objective} reads no "
+                    "labels and trains no head; leave it out"
+                )
+        if self.objective != "simclr":
+            return
+        if self.accumulation > 1:
+            raise UsageError(
+                "simclr compares all images of a batch with each other, which cannot come in "
+                f"{self.accumulation} parts; leave out --accumulation, or give a smaller "
+                "--batch-size"
+            )
+        if self.data.repeats != 2 or self.batch_size < 4 or self.batch_size % 2:
+            raise UsageError(
+                "simclr compares two views of each image with those of other images: it needs "
+                f"--data.repeats 2 and an even --batch-size of at least 4 views, not "
+                f"{self.data.repeats} and {self.batch_size}"
+            )
+
+
+# What has a meaning for labels alone, and its value where it says nothing.
+OF_LABELS = {
+    "label_smoothing": 0.0, "loss_balance": 0.0, "head_bias": 0.0, "hidden_head": False,
+    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0, "freeze": (),
+}  # fmt: skip
 
 
 CHOICES = {
-    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.name": ("adamw", "sgd", "lars"),
     "schedule.kind": ("cosine", "linear", "stairs"),
     "augment.crop_aspect": ("varied", "kept"),
     "augment.level": ("none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"),
@@ -252,6 +303,9 @@ CHOICES = {
     "data.keep": ("auto", "device", "disk", "none"),
     "pooling": ("token", "mean", "map", "patch-mean", "token+mean"),
     "positions": ("1d", "2d", "relative", "sincos2d", "none"),
+    "objective": ("supervised", *SELF_SUPERVISED),
+    "masking.target": ("mean-colour", "colours", "pixels"),
+    "distillation.targets": ("hard", "soft"),
     "loss": ("softmax", "sigmoid"),
     "precision": ("auto", "fp32", "bf16"),
     "evaluation_resize": ("direct", "crop"),
@@ -264,13 +318,16 @@ BELOW_ONE = 0.9999999
 # Name: (least, most, whether both may be reached). None as a value is always allowed.
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every",
-                     "log_every", "engine.shard_over", "data.repeats", "data.keep_side"),
+                     "log_every", "engine.shard_over", "data.repeats", "data.keep_side",
+                     "masking.decoder_width", "masking.decoder_depth", "masking.decoder_heads",
+                     "contrastive.hidden_width", "contrastive.width"),
                     (1, math.inf, True)),
     **dict.fromkeys(("threads", "seed", "schedule.warmup_steps", "guard.skipped_steps",
                      "guard.rewinds", "augment.randaugment_layers", "lora.rank", "early_stopping"),
                     (0, 2**31, True)),
     **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate", "data.weights",
-                     "data.subset", "lora.alpha"), (0, math.inf, False)),
+                     "data.subset", "lora.alpha", "contrastive.temperature",
+                     "distillation.temperature"), (0, math.inf, False)),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end",
                      "save_minutes", "guard.spike_factor", "engine.patience"), (0, 1e9, True)),
     **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "polyak",
@@ -279,7 +336,8 @@ RANGES = {
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
     **dict.fromkeys(("augment.erase", "augment.jitter_share", "augment.grayscale", "augment.blur",
-                     "data.balance", "loss_balance"), (0, 1, True)),
+                     "data.balance", "loss_balance", "distillation.share"), (0, 1, True)),
+    "masking.rate": (0, 1, False),
     "augment.crop_area": (1e-6, 1, True),
     "optimizer.layer_decay": (1e-6, 1, True),
     "image_size": (1, 2**15, True),
