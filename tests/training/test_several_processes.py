@@ -155,9 +155,10 @@ def test_in_float64_the_weights_after_twenty_steps_are_those_of_one_process(
     )  # by the average, after which training weights stand
 
 
-def test_sharded_sgd_moves_the_weights_as_in_one_process(tmp_path):
-    alone = outcome(tmp_path, 1, double=True, optimizer="sgd")
-    found = outcome(tmp_path, 2, sharding="fsdp", double=True, optimizer="sgd")
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_sharded_sgd_and_lars_move_the_weights_as_in_one_process(tmp_path, optimizer):
+    alone = outcome(tmp_path, 1, double=True, optimizer=optimizer)
+    found = outcome(tmp_path, 2, sharding="fsdp", double=True, optimizer=optimizer)
     close(found, alone, "weight/", 1e-10)
 
 

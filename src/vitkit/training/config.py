@@ -19,19 +19,20 @@ from vitkit.objectives.settings import (
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW with decoupled weight decay, or SGD with momentum."""
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW with decoupled weight decay, SGD with momentum, or LARS (arXiv 1708.03888): SGD whose
+    steps are in proportion to each matrix's norm, for large batches."""
     learning_rate: float = 1e-3
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = 0.1
-    """Times the learning rate; not on biases, norms, class token and positions. SGD adds it to the
-    gradient, so that momentum multiplies it."""
+    """Times the learning rate; not on biases, norms, class token and positions. SGD and LARS add
+    it to the gradient, so that momentum multiplies it."""
     layer_decay: float = 1.0
     """Learning rate of each block relative to the next one above it; 1 is the same everywhere."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     momentum: float = 0.9
-    """SGD's momentum."""
+    """SGD's and LARS's momentum."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
 
@@ -283,13 +284,12 @@ class TrainConfig:
 # What has a meaning for labels alone, and its value where it says nothing.
 OF_LABELS = {
     "label_smoothing": 0.0, "loss_balance": 0.0, "head_bias": 0.0, "hidden_head": False,
-    "linear_probe": False, "augment.mixup": None, "augment.cutmix": 0.0, "data.balance": 0.0,
-    "distillation.teacher": None, "lora.rank": 0, "freeze": (),
+    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0, "freeze": (),
 }  # fmt: skip
 
 
 CHOICES = {
-    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.name": ("adamw", "sgd", "lars"),
     "schedule.kind": ("cosine", "linear", "stairs"),
     "augment.crop_aspect": ("varied", "kept"),
     "augment.level": ("none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"),

@@ -7,29 +7,33 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vitkit.errors import UsageError
+from vitkit.objectives.learner import INSIDE, Learner
 from vitkit.training.config import OptimizerConfig
+from vitkit.training.lars import Lars
 from vitkit.training.parallel import blocks_of
 from vitkit.training.trained import trained_weights
 
 NOT_DECAYED = (
     "class_token", "distillation_token", "registers", "position_embedding", "row_embedding",
-    "column_embedding", "relative_embedding", "probe",
+    "column_embedding", "relative_embedding", "probe", "mask_token",
 )  # fmt: skip
 TOP = ("norm", "pool", "hidden", "head", "head_distillation")  # what comes after the blocks
 
 
 def make_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay (paper, Table 3), or SGD with momentum (Table 4).
+    """AdamW with decoupled decay (paper, Table 3), SGD with momentum (Table 4), or LARS.
 
     Weight decay is multiplied by the learning rate; biases, norms, the class token and the
-    position embeddings are not decayed. Both are fused, but for SGD over sharded weights, which
-    torch cannot fuse (2.14). Weights that are not trained are not in it.
+    position embeddings are not decayed. AdamW and SGD are fused, but for SGD over sharded weights,
+    which torch cannot fuse (2.14). Weights that are not trained are not in it.
     """
     groups = parameter_groups(net, config.weight_decay, config.layer_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True
         )
+    if config.name == "lars":
+        return Lars(groups, config.learning_rate, config.momentum)
     fused = not any(isinstance(parameter, DTensor) for parameter in net.parameters())
     optimizer = torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, fused=fused, foreach=not fused
@@ -55,8 +59,9 @@ def parameter_groups(
         is_matrix = parameter.ndim >= 2 and name.rsplit(".")[-1] not in NOT_DECAYED
         group = groups.setdefault(
             (scales[name], is_matrix),
-            {"params": [], "weight_decay": weight_decay * is_matrix, "scale": scales[name]},
-        )
+            {"params": [], "weight_decay": weight_decay * is_matrix, "matrices": is_matrix,
+             "scale": scales[name]},
+        )  # fmt: skip
         group["params"].append(parameter)
     # The decayed ones first.
     return [groups[key] for key in sorted(groups, reverse=True)]
@@ -68,8 +73,13 @@ def layer_scales(net: nn.Module, decay: float) -> dict[str, float]:
     The head, and what else comes after the blocks, is the highest layer, then each block (each unit
     of a ResNet) is one; what is in none, as embeddings and the root of a stem, is the lowest. As
     BEiT (get_num_layer_for_vit) and MAE (lr_decay.py) count; timm puts the last norm a layer lower.
-    UsageError for a net without blocks.
+    What stands beside the net while it learns is the highest layer too. UsageError for a net
+    without blocks.
     """
+    if isinstance(net, Learner):
+        scales = layer_scales(net.net, decay)
+        names = [name for name, _ in net.named_parameters()]
+        return {name: scales.get(name.removeprefix(INSIDE), 1.0) for name in names}
     names = [name for name, _ in net.named_parameters()]
     if decay == 1:
         return dict.fromkeys(names, 1.0)

@@ -92,7 +92,8 @@ def length_of(config: TrainConfig) -> str:
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """The fields that decide what is computed, by dotted name; those that say nothing left out."""
-    unused = {"optimizer.betas"} if config.optimizer.name == "sgd" else {"optimizer.momentum"}
+    by_adam = config.optimizer.name == "adamw"
+    unused = {"optimizer.momentum"} if by_adam else {"optimizer.betas"}
     schedule = config.schedule
     unused |= {"schedule.linear_end"} if schedule.kind != "linear" else set()
     unused |= {"schedule.stairs"} if schedule.kind != "stairs" else set()

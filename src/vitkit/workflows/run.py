@@ -28,6 +28,7 @@ from vitkit.reports.plans import in_words
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
 from vitkit.training.fitting import choose_fitting
+from vitkit.training.learners import of_net
 from vitkit.training.log import RunLog, numbers
 from vitkit.training.loop import Training
 from vitkit.training.optimizers import layer_scales
@@ -54,6 +55,7 @@ from vitkit.training.world import (
     together,
     total,
 )
+from vitkit.workflows.probing import probe
 from vitkit.workflows.feeding import choose_keep, loader_threads, note_modes, training_stream
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task, note_skew
@@ -135,7 +137,7 @@ def train_run(
             with computing_threads(engine.threads):
                 if begin is not None and not opened.saved:
                     begun = from_main(partial(begin, net, setup))
-            state = fresh_state(net, config, engine)
+            state = fresh_state(net, config, engine, mean=kept.mean, std=kept.std)
             with computing_threads(engine.threads):
                 stream = together(lambda: training_stream(task, config, engine))
                 if opened.saved:
@@ -211,9 +213,11 @@ def train_into(
 
         def bundle() -> None:
             net = make_meta(net_config)
-            net.load_state_dict(merged(weights, config.lora), assign=True)
+            own = of_net(state.net, weights)
+            net.load_state_dict(merged(own, config.lora), assign=True)
             mend_bundle(folder / name)
-            content = Bundle(net, task.train.class_names, setup.preprocessing, lineage)
+            names = task.train.class_names if net_config.classes else []
+            content = Bundle(net, names, setup.preprocessing, lineage)
             write_bundle(folder / name, content)
 
         from_main(bundle)
@@ -221,15 +225,19 @@ def train_into(
     def evaluate(net: nn.Module, pulse: Callable[[], None]) -> dict[str, Any]:
         share = math.ceil(setup.config.batch_size / world.size / state.parts)
         # No more at once than training takes: that is what memory was planned for.
+        at_once = min(EVALUATION_BATCH, share)
+        if config.self_supervised:
+            step = partial(in_step, world=world, pulse=pulse)
+            with torch.compiler.set_stance("force_eager"):
+                return probe(net, setup, task, predictor(net, setup), step, at_once)
         batches = evaluation_batches(
-            task.val, setup.preprocessing, min(EVALUATION_BATCH, share),
+            task.val, setup.preprocessing, at_once,
             loader_threads(setup.config, world), stream.bad, world.rank, world.size,
         )  # fmt: skip
         # Uncompiled: other shapes than training's would each be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            return top_k(
-                predictor(net, setup), in_step(batches, world, pulse), total=total, of_all=of_all
-            )
+            predict, batches = predictor(net, setup), in_step(batches, world, pulse)
+            return top_k(predict, batches, total=total, of_all=of_all)
 
     metrics = folder / "metrics.jsonl" if world.main else None
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
@@ -243,7 +251,7 @@ def train_into(
 
 
 def choose_engine(
-    config: TrainConfig, net: Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Learner | Net, images: int, device: torch.device, world: World
 ) -> Engine:
     """How to compute a run, by a look at the machine; UsageError for what it has not.
 
@@ -259,7 +267,7 @@ def choose_engine(
 
 
 def choose_computing(
-    config: TrainConfig, net: Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Learner | Net, images: int, device: torch.device, world: World
 ) -> Engine:
     """Precision, threads and compilation; what memory decides is left open."""
     image = 3 * cost.flops(net.config)  # backward costs two forward passes
@@ -295,7 +303,16 @@ def as_recorded(engine: Engine, recorded: dict[str, Any]) -> Engine:
 
 
 def check_labels(setup: Setup, task: Task) -> None:
-    """UsageError where the loss cannot be taken of these labels."""
+    """UsageError or DataError where the loss cannot be taken of these labels."""
+    if setup.config.self_supervised:
+        if setup.augmenter.mixes:
+            raise UsageError(
+                "MixUp and CutMix mix labels, and the objective "
+                f"{setup.config.objective} reads none; leave them out"
+            )
+        return
+    if task.unlabelled is not None:
+        raise task.unlabelled
     if task.train.multi_label and setup.config.loss == "softmax":
         raise UsageError(
             f"{task.name}: its images may have several labels each, which a softmax cannot learn; "

@@ -1,0 +1,43 @@
+"""Which module a config trains: the net itself, or a learner around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from vitkit.data.transforms import HALF
+from vitkit.models.nets import Net
+from vitkit.objectives.learner import INSIDE, Learner
+from vitkit.training.config import TrainConfig
+
+Teacher = Callable[[Tensor], Tensor]  # images as the student gets them -> logits (B, K)
+T = TypeVar("T")
+
+
+def learner_of(
+    net: Net,
+    config: TrainConfig,
+    mean: tuple[float, ...] = HALF,
+    std: tuple[float, ...] = HALF,
+    teacher: Teacher | None = None,
+) -> nn.Module:
+    """The module that is trained: the net where labels alone are learned.
+
+    `mean` and `std` are those by which images are normalised. UsageError for a net that the
+    objective is not for.
+    """
+    return net
+
+
+def bare(net: nn.Module) -> nn.Module:
+    """The net itself of what is trained."""
+    return net.net if isinstance(net, Learner) else net
+
+
+def of_net(net: nn.Module, weights: Mapping[str, T]) -> dict[str, T]:
+    """What belongs to the net itself, of weights of what is trained, by the net's own names."""
+    if not isinstance(net, Learner):
+        return dict(weights)
+    return {n.removeprefix(INSIDE): w for n, w in weights.items() if n.startswith(INSIDE)}
