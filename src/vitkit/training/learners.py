@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor, nn
 
 from vitkit.data.transforms import HALF
 from vitkit.models.nets import Net
+from vitkit.objectives.distillation import Distilling
 from vitkit.objectives.learner import INSIDE, Learner
 from vitkit.training.config import TrainConfig
 
@@ -25,10 +27,21 @@ def learner_of(
 ) -> nn.Module:
     """The module that is trained: the net where labels alone are learned.
 
-    `mean` and `std` are those by which images are normalised. UsageError for a net that the
-    objective is not for.
+    `mean` and `std` are those by which images are normalised. Without a `teacher` where one is
+    asked for, as in a plan, nothing is learned from it. UsageError for a net that the objective is
+    not for.
     """
-    return net
+    if config.distillation.teacher is None:
+        return net
+    return Distilling(
+        net, teacher or partial(silent, net.config.classes), config.distillation, config.loss,
+        config.label_smoothing,
+    )  # fmt: skip
+
+
+def silent(classes: int, images: Tensor) -> Tensor:
+    """The logits of a teacher that knows nothing."""
+    return images.new_zeros(len(images), classes)
 
 
 def bare(net: nn.Module) -> nn.Module:
