@@ -14,13 +14,13 @@ What is otherwise here:
 - Batches of 1,008, since each image comes three times in one batch, and 3 does not divide 1,024;
   the learning rate follows. deit spreads the three over processes. Both see as many images in an
   epoch, a third of them different.
-- RandAugment is big_vision's; deit's (timm's) leaves out each operation every second time, and draws
-  its magnitude about 9 by a deviation of 0.5.
+- RandAugment is big_vision's; deit's (timm's) leaves out each operation every second time, and
+  draws its magnitude about 9 by a deviation of 0.5.
 - MixUp and CutMix are drawn for each pair, in deit for the whole batch. An image keeps the larger
   share in MixUp.
 - Pixels are from -1 to 1, crops of 5 to 100 % of the area are bilinear, and images to evaluate on
-  come from an area resize to 256; deit has ImageNet's mean and deviation, crops from 8 % and bicubic
-  resizes.
+  come from an area resize to 256; deit has ImageNet's mean and deviation, crops from 8 % of the
+  area and bicubic resizes.
 - The first weights are those of this paper's authors; deit draws truncated normals.
 - The cosine ends at 0, not at 0.00001.
 """

@@ -253,8 +253,8 @@ class TrainConfig:
             self.check_self_supervised()
         if self.distillation.teacher is not None and self.loss == "sigmoid":
             raise UsageError(
-                "the loss is sigmoid, but a teacher's answers are learned by a softmax over classes "
-                "that exclude each other; give --loss softmax, or no --distillation.teacher"
+                "the loss is sigmoid, but a teacher's answers are learned by a softmax over "
+                "classes that exclude each other; give --loss softmax, or no teacher"
             )
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitkit.data.transforms import HALF
 from vitkit.models.nets import Net
 from vitkit.objectives.distillation import Distilling, Teacher
-from vitkit.objectives.learner import INSIDE, Learner
+from vitkit.objectives.learner import INSIDE, Learner, Trained
 from vitkit.training.config import TrainConfig
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ def learner_of(
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
     class_weights: Tensor | None = None,
-) -> nn.Module:
+) -> Trained:
     """The module that is trained: the net where labels alone are learned.
 
     `mean` and `std` are those by which images are normalised; `class_weights` (K,) are of the loss

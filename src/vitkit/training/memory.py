@@ -80,7 +80,8 @@ def memory(
     `batch` is the images that are worked through at once: those of a process, divided by
     `config.accumulation`. `precision` is "fp32" or "bf16"; `sharding` is "none", "ddp", "fsdp" or
     "hybrid", the last two with `shards` processes that share one copy of the weights; a `teacher`
-    is whole in each. Of `config` the optimizer, polyak, accumulation, the loss and what is trained count.
+    is whole in each. Of `config` the optimizer, polyak, accumulation, the loss and what is trained
+    count.
     """
     sharded = sharding in ("fsdp", "hybrid")
     over = shards if sharded else 1

@@ -116,6 +116,8 @@ def fresh_state(
     UsageError where what is to be trained of it cannot be.
     """
     choose_trained(net, tuple(config.freeze), config.lora)
+    if teacher is not None:
+        teacher.to(engine.device)
     learner = learner_of(net, config, mean, std, teacher, class_weights)
     return with_optimizer(learner, apply(learner, engine), config)
 

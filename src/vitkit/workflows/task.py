@@ -118,7 +118,7 @@ def opened(data: Any, config: DataConfig, labelled: bool) -> tuple[Splits, DataE
             raise
         problem = error
         source = open_unlabelled(data)
-        splits = without_quarantined(Splits(name_of(data), train=source), config.quarantine)
+        splits = without_quarantined(Splits(source.name(0), source), config.quarantine)
     return splits, problem
 
 
