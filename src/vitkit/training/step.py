@@ -100,7 +100,7 @@ def fresh_state(net: nn.Module, config: TrainConfig, engine: Engine) -> TrainSta
 
     UsageError where what is to be trained of it cannot be.
     """
-    choose_trained(net, tuple(config.freeze), config.lora)
+    choose_trained(net, tuple(config.freeze), config.lora, config.head_norm)
     return with_optimizer(net, apply(net, engine), config)
 
 
