@@ -204,7 +204,7 @@ def pretrain(argv: list[str]) -> Any:
     from vitkit.workflows import pretrain as workflow
     from vitkit.workflows.task import open_task
 
-    task = open_task(words.data, words.config.data)
+    task = open_task(words.data, words.config.data, labelled=False)
     recipe = workflow.recipe_config(task, name, model, words.any_net, words.regularisation)
     words = with_length(parse(Pretrain(config=recipe), "pretrain", argv), argv)
     check_gpus(words)
@@ -231,7 +231,7 @@ def finetune(argv: list[str]) -> Any:
     from vitkit.workflows import finetune as workflow
     from vitkit.workflows.task import open_task
 
-    task, model = open_task(words.data, words.config.data), load(words.checkpoint)
+    task, model = open_task(words.data, words.config.data, labelled=False), load(words.checkpoint)
     say_assumed(model)
     recipe = workflow.recipe_config(
         task, words.config.recipe, model, words.any_net, words.regularisation
@@ -286,11 +286,10 @@ def several(words: Pretrain, verb: str, argv: list[str], task: Task) -> Any:
 
 def finished(words: Pretrain, run: Any, next_command: str) -> Any:
     from vitkit.reports.classes import print_recalls
-    from vitkit.training.log import headline
+    from vitkit.training.log import told
 
     metrics = run.metrics
-    what, value = headline(metrics)
-    print(f"\n{value:.2%} {what} on {metrics['images']:,.0f} held-out images, the run's best")
+    print(f"\n{told(metrics, 2)} on {metrics['images']:,.0f} held-out images, the run's best")
     if "mean_class_recall" in metrics:  # found by a version that looked
         print(f"{metrics['mean_class_recall']:.2%} mean recall of the classes")
     several = "mean_average_precision" in metrics

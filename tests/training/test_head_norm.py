@@ -10,6 +10,7 @@ from vitkit.data.transforms import HALF, normalise
 from vitkit.errors import UsageError
 from vitkit.models.nets import make
 from vitkit.training.config import LoraConfig, OptimizerConfig, TrainConfig
+from vitkit.training.memory import memory
 from vitkit.training.parallel import batch_norm_buffers
 from vitkit.training.saving import load_state, save_state
 from vitkit.training.step import fresh_state, train_step
@@ -109,3 +110,12 @@ def test_nets_and_settings_that_it_does_not_go_with_are_refused():
         TrainConfig(head_norm=True, linear_probe=True)
     with pytest.raises(UsageError, match="head_norm is True, but the objective mae reads no"):
         TrainConfig(head_norm=True, objective="mae")
+
+
+def test_its_memory_is_planned_for_a_single_image_too():
+    def planned(images, **fields):
+        config = TrainConfig(freeze=HEAD_ALONE, **fields)
+        return memory(VITS["token"], config, batch=images).total
+
+    assert planned(64, head_norm=True) > planned(64)
+    assert 0 < planned(1, head_norm=True) < planned(64, head_norm=True)

@@ -63,8 +63,15 @@ class VisionTransformer(nn.Module):
         """Tokens (B, T, D) as the last block gives them -> logits (B, K)."""
         if self.head_distillation is None:
             return self.head(self.summary(x))
+        of_class, of_teacher = self.classify_twice(x)
+        return (of_class + of_teacher) / 2  # DeiT
+
+    def classify_twice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T, D) as the last block gives them -> logits (B, K) of the class head and of
+        the distillation head, each from its own token; only nets with that token have both."""
+        assert self.head_distillation is not None
         tokens = self.norm(x)
-        return (self.head(tokens[:, 0]) + self.head_distillation(tokens[:, 1])) / 2  # DeiT
+        return self.head(tokens[:, 0]), self.head_distillation(tokens[:, 1])
 
     def summary(self, x: Tensor) -> Tensor:
         """Tokens (B, T, D) as the last block gives them -> features (B, D), or (B, 2 D)."""
@@ -108,13 +115,19 @@ class VisionTransformer(nn.Module):
         return [norm(outputs[layer]) for layer in wanted]
 
     def encode(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, T, D)
-        x = self.embed(images)
+        return self.through_blocks(self.embed(images))
+
+    def through_blocks(self, x: Tensor) -> Tensor:  # tokens (B, T, D) -> (B, T, D)
         for layer, block in enumerate(self.blocks):
             x = block(self.add_positions(x, layer))
         return x
 
     def embed(self, images: Tensor) -> Tensor:
         """Eq. 1: (B, 3, H, W) -> (B, T, D): class token, distillation token, registers, patches."""
+        return self.lead(self.embed_patches(images))
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N, D), row by row, without positions."""
         if images.shape[-2:] != self.config.image_size:
             found, built = "x".join(map(str, images.shape[-2:])), self.config.image_size
             raise ValueError(
@@ -122,12 +135,20 @@ class VisionTransformer(nn.Module):
                 "the images, or the net by vitkit.models.nets.resize_net"
             )
         x = images if self.stem is None else self.stem(images)
-        x = self.patch_embedding(x).flatten(2).transpose(1, 2)  # (B, N, D), row by row
+        return self.patch_embedding(x).flatten(2).transpose(1, 2)
+
+    def lead(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Embedded patches (B, N, D) -> tokens (B, T, D): with positions, behind the prefix.
+
+        `kept` (B, n) int64 are the patches of each image that go on, in this order; none is all.
+        """
         leading = [t for t in (self.class_token, self.distillation_token) if t is not None]
         positions = self.positions() if self.config.positions_at == "stem" else None
         if positions is not None:  # (1, len(leading) + N, D); registers have none
             leading = [t + positions[:, i : i + 1] for i, t in enumerate(leading)]
             x = x + positions[:, len(leading) :]
+        if kept is not None:
+            x = x.take_along_dim(kept[..., None], dim=1)
         if self.registers is not None:
             leading.append(self.registers)
         if leading:

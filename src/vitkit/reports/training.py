@@ -24,7 +24,7 @@ from vitkit.reports.page import (
     write_page,
 )
 from vitkit.training.config import TrainConfig, to_json
-from vitkit.training.log import bound_by, headline
+from vitkit.training.log import NEGATIVE_LOSS, bound_by, headline, told
 
 POINTS = 800  # of a line; of more, means of neighbours are drawn
 OPENED = 20  # classes; a longer table is folded
@@ -48,7 +48,6 @@ def write_report(
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     records = read_metrics(run)
     best = max(evaluations(records), key=lambda r: headline(r)[1])
-    what, value = headline(best)
     data = config["data"]
     early = next((r for r in records if r["kind"] == "early_stop"), None)
     facts = {k: v for k, v in data.items() if k != "class_names"}
@@ -68,7 +67,7 @@ def write_report(
     return write_page(
         run / "report.html",
         f"{config['kind']} of {config['config']['model']} on {data['name']}",
-        f"Best {what} {value:.2%} on {counted(best['images'], 'held-out image')}, at step "
+        f"Best {told(best, 2)} on {counted(best['images'], 'held-out image')}, at step "
         f"{best['step']:,} of {config['resolved']['steps']:,}." + ended_early(early),
         sections,
         figures,
@@ -207,18 +206,17 @@ def draw_run(records: list[dict[str, Any]]) -> list[Drawing]:
     scored = evaluations(records)
     what = headline(scored[0])[0] if scored else "top-1"
     steps = [r["step"] for r in scored]
-    by_name = {what: (steps, [headline(r)[1] for r in scored])}
+    by_name = {what: (steps, [headline(r)[1] for r in scored])} if what != NEGATIVE_LOSS else {}
     if what == "top-1" and scored and "top5" in scored[0]:
         by_name["top-5"] = (steps, [r.get("top5", float("nan")) for r in scored])
     losses = {
         "training": line_of(records, "train", "loss"),
         "held out": line_of(records, "evaluation", "loss"),
     }
-    drawn = [
-        lines("loss", "Loss", "step", "cross-entropy", losses, from_zero=True),
-        lines("accuracy", "On held-out images", "step", "share", by_name, share=True,
-              from_zero=True),
-    ]  # fmt: skip
+    drawn = [lines("loss", "Loss", "step", "loss", losses, from_zero=True)]
+    if by_name:
+        title = "On held-out images"
+        drawn.append(lines("accuracy", title, "step", "share", by_name, share=True, from_zero=True))
     for name, title, y_name, field, unit in (
         ("learning-rate", "Learning rate", "learning rate", "learning_rate", 1),
         ("throughput", "Speed", "images a second", "images_per_second", 1),

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from vitkit.terminal import finite
 
+NEGATIVE_LOSS = "negative loss"  # a headline where there are no labels
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -131,7 +132,17 @@ def headline(metrics: dict[str, Any]) -> tuple[str, float]:
     """The name and the value by which nets of a run are compared; the larger is the better."""
     if "mean_average_precision" in metrics:  # of images with several labels
         return "mean average precision", metrics["mean_average_precision"]
-    return "top-1", metrics["top1"]
+    if "top1" in metrics:
+        return "top-1", metrics["top1"]
+    if "few_shot" in metrics:  # of a net that learns without labels, where there are some
+        return "few-shot top-1", metrics["few_shot"]
+    return NEGATIVE_LOSS, -metrics["loss"]
+
+
+def told(metrics: dict[str, Any], digits: int = 1) -> str:
+    """The headline in words: "top-1 41.2 %"."""
+    what, value = headline(metrics)
+    return f"loss {-value:.4f}" if what == NEGATIVE_LOSS else f"{what} {value:.{digits}%}"
 
 
 def bound_by(data_share: float) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitkit.data.pipeline import Batch, TrainingStream
 from vitkit.errors import VitkitError
-from vitkit.training.log import RunLog, headline, memory_used, numbers
+from vitkit.training.log import RunLog, headline, memory_used, numbers, told
 from vitkit.training.parallel import buckets_change
 from vitkit.training.saving import (
     Saver,
@@ -50,8 +50,8 @@ class Training:
     until so many evaluations in a row found none better as `early_stopping` says.
 
     `evaluate` takes the net (the Polyak average, where one is kept) and what it must call at each
-    batch, and gives named floats, "top1" among them, and lists by class; `keep_best` is called when
-    the `headline` of them has risen.
+    batch, and gives named floats, those of `headline` among them, and lists by class; `keep_best`
+    is called when the `headline` of them has risen.
 
     All processes do the same at every step: what only one can know (a signal, the time) is agreed
     upon first. The losses are read now and then, since that waits for the device, and always
@@ -286,13 +286,10 @@ class Training:
         except StopNow:
             return stopped
         log.record(state.step, "evaluation", numbers(metrics))
-        what, value = headline(metrics)
-        log.say(
-            f"step {state.step}/{self.setup.steps}  {what} {value:.1%} on the {self.setup.scored}"
-        )
+        log.say(f"step {state.step}/{self.setup.steps}  {told(metrics)} on the {self.setup.scored}")
         state.evaluated_at = state.step
         state.without_better += 1
-        if not state.best or value > headline(state.best)[1]:
+        if not state.best or headline(metrics)[1] > headline(state.best)[1]:
             state.without_better = 0
             try:
                 self.keep_best()

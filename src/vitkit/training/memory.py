@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,12 +27,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vitkit.data.transforms import HALF, normalise
 from vitkit.models import attend
-from vitkit.models.nets import NetConfig, make_meta
+from vitkit.models.nets import NetConfig
+from vitkit.objectives.learner import Learner
 from vitkit.objectives.supervised import cross_entropy
-from vitkit.training.config import LoraConfig, TrainConfig
+from vitkit.training.config import DataConfig, TrainConfig
 from vitkit.training.parallel import blocks_of, in_bfloat16, recomputed, transformer_blocks
 from vitkit.training.precision import Precision
-from vitkit.training.trained import choose_trained, set_to_train, skeleton, trained_weights
+from vitkit.training.trained import set_to_train, skeleton, trained_weights
 
 FLOAT32 = 4  # bytes
 GUESSES = 8  # at the largest batch
@@ -85,9 +87,8 @@ def memory(
     fixed = sum(b.nbytes for b in made.buffers())
     moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
     step = Step(
-        net, batch, torch.device(device).type, precision, compiled, checkpointing,
-        parts=config.accumulation, sharding=sharding, loss=config.loss,
-        smoothing=config.label_smoothing, freeze=tuple(config.freeze), lora=config.lora,
+        net, learned(config), batch, torch.device(device).type, precision, compiled, checkpointing,
+        parts=config.accumulation, sharding=sharding,
     )  # fmt: skip
     beyond = peak(step)
     if sharded:
@@ -159,6 +160,7 @@ class Step:
     """All that the activations of a step follow from."""
 
     net: NetConfig
+    config: TrainConfig  # what `learned` leaves of it
     batch: int
     device: str  # type
     precision: str
@@ -166,15 +168,28 @@ class Step:
     checkpointing: str
     parts: int = 1
     sharding: str = "none"
-    loss: Any = "softmax"
-    smoothing: float = 0.0
-    freeze: tuple[str, ...] = ()
-    lora: LoraConfig = field(default_factory=LoraConfig)
 
     @property
     def float32_norms(self) -> bool:
         """Whether norms keep copies in float32; compiled, those are made within a kernel."""
         return self.precision == "bf16" and self.device == "cuda" and not self.compiled
+
+
+def learned(config: TrainConfig) -> TrainConfig:
+    """A config with only that by which what a step computes of an image differs."""
+    same = (
+        "objective",
+        "masking",
+        "contrastive",
+        "distillation",
+        "loss",
+        "label_smoothing",
+        "lora",
+        "head_norm",
+    )
+    kept = {name: getattr(config, name) for name in same}
+    data = DataConfig(repeats=config.data.repeats)
+    return TrainConfig(**kept, freeze=tuple(config.freeze), data=data)
 
 
 def peak(step: Step) -> int:
@@ -190,8 +205,13 @@ def peak(step: Step) -> int:
 
 @lru_cache(maxsize=256)
 def simulated(step: Step) -> int:
-    net = make_meta(step.net)
-    choose_trained(net, step.freeze, step.lora)
+    batch = step.batch
+    if step.config.objective == "simclr":  # which has no fewer than two pairs
+        batch = max(4, batch + batch % 2)
+    elif step.config.head_norm:  # which does not train on a single image
+        batch = max(2, batch)
+    config = replace(step.config, batch_size=batch)
+    net = skeleton(step.net, config)
     set_to_train(net)
     applied(net, step)
     cpu, live = torch.device("cpu"), Live()
@@ -199,14 +219,16 @@ def simulated(step: Step) -> int:
         net.to_empty(device=cpu)
         weights = live.now
         images = torch.empty(
-            (step.batch * step.parts, 3, *step.net.image_size), dtype=torch.uint8, device=cpu
+            (batch * step.parts, 3, *step.net.image_size), dtype=torch.uint8, device=cpu
         )
-        labels = torch.zeros(step.batch, dtype=torch.int64, device=cpu)
+        labels = torch.zeros(batch, dtype=torch.int64, device=cpu)
         for part in images.chunk(step.parts):
             pixels = normalise(part, HALF, HALF)
             with Precision(step.precision, "planned").autocast(cpu):
-                logits = net(pixels)
-            loss = cross_entropy(logits, labels, step.loss, step.smoothing)
+                given = (labels, np.arange(batch)) if isinstance(net, Learner) else ()
+                loss = net(pixels, *given)
+            if not isinstance(net, Learner):
+                loss = cross_entropy(loss, labels, config.loss, config.label_smoothing)
             loss.backward()
         del net
     return live.peak - weights

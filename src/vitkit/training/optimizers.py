@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vitkit.errors import UsageError
+from vitkit.objectives.learner import INSIDE, Learner
 from vitkit.training.config import OptimizerConfig
 from vitkit.training.lars import Lars
 from vitkit.training.parallel import blocks_of
@@ -14,7 +15,7 @@ from vitkit.training.trained import trained_weights
 
 NOT_DECAYED = (
     "class_token", "distillation_token", "registers", "position_embedding", "row_embedding",
-    "column_embedding", "relative_embedding", "probe",
+    "column_embedding", "relative_embedding", "probe", "mask_token",
 )  # fmt: skip
 TOP = ("norm", "pool", "hidden", "head", "head_distillation")  # what comes after the blocks
 
@@ -72,8 +73,13 @@ def layer_scales(net: nn.Module, decay: float) -> dict[str, float]:
     The head, and what else comes after the blocks, is the highest layer, then each block (each unit
     of a ResNet) is one; what is in none, as embeddings and the root of a stem, is the lowest. As
     BEiT (get_num_layer_for_vit) and MAE (lr_decay.py) count; timm puts the last norm a layer lower.
-    UsageError for a net without blocks.
+    What stands beside the net while it learns is the highest layer too. UsageError for a net
+    without blocks.
     """
+    if isinstance(net, Learner):
+        scales = layer_scales(net.net, decay)
+        names = [name for name, _ in net.named_parameters()]
+        return {name: scales.get(name.removeprefix(INSIDE), 1.0) for name in names}
     names = [name for name, _ in net.named_parameters()]
     if decay == 1:
         return dict.fromkeys(names, 1.0)

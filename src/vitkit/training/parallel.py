@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
 )
 
 from vitkit.errors import UsageError
+from vitkit.objectives.learner import Learner
 from vitkit.training.config import EngineConfig
 from vitkit.training.precision import Precision
 from vitkit.training.trained import batch_norms
@@ -157,11 +158,16 @@ def apply(net: nn.Module, engine: Engine) -> nn.Module:
 
 
 def transformer_blocks(net: nn.Module) -> list[nn.Module]:
+    """Those of a net, then those that stand beside it."""
+    if isinstance(net, Learner):
+        return transformer_blocks(net.net) + net.further_blocks
     return list(getattr(net, "blocks", []))
 
 
 def blocks_of(net: nn.Module) -> list[nn.Module]:
     """The parts that repeat: a ResNet's units, a Transformer's blocks; none in an EfficientNet."""
+    if isinstance(net, Learner):
+        return blocks_of(net.net) + net.further_blocks
     convolutional = net if hasattr(net, "stages") else getattr(net, "stem", None)
     stages = getattr(convolutional, "stages", [])
     return [unit for stage in stages for unit in stage] + transformer_blocks(net)

@@ -7,15 +7,19 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitkit.data.augmentation.augment import Augmenter, resolved
 from vitkit.data.pipeline import Batch
-from vitkit.data.transforms import Preprocessing, normalised, normalising_constants
+from vitkit.data.transforms import HALF, Preprocessing, normalised, normalising_constants
 from vitkit.errors import VitkitError
+from vitkit.models.nets import Net
+from vitkit.objectives.learner import Learner
 from vitkit.objectives.supervised import class_weights, cross_entropy
 from vitkit.training.config import TrainConfig
+from vitkit.training.learners import Teacher, learner_of
 from vitkit.training.optimizers import make_optimizer
 from vitkit.training.parallel import (
     Engine,
@@ -95,13 +99,23 @@ class Diverged(VitkitError):
     everywhere = True
 
 
-def fresh_state(net: nn.Module, config: TrainConfig, engine: Engine) -> TrainState:
+def fresh_state(
+    net: Net,
+    config: TrainConfig,
+    engine: Engine,
+    *,
+    mean: tuple[float, ...] = HALF,
+    std: tuple[float, ...] = HALF,
+    teacher: Teacher | None = None,
+) -> TrainState:
     """A net that is about to be trained, ready for its engine, with optimizer and average.
 
-    UsageError where what is to be trained of it cannot be.
+    Images are normalised by `mean` and `std`. UsageError where what is to be trained of it cannot
+    be.
     """
     choose_trained(net, tuple(config.freeze), config.lora, config.head_norm)
-    return with_optimizer(net, apply(net, engine), config)
+    learner = learner_of(net, config, mean, std, teacher)
+    return with_optimizer(learner, apply(learner, engine), config)
 
 
 def with_optimizer(net: nn.Module, forward: nn.Module, config: TrainConfig) -> TrainState:
@@ -173,25 +187,18 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
 
     Given is the loss without class weights: a batch with a rare class must not look like a spike.
     """
-    config, world, weights = setup.config, setup.engine.world, setup.class_weights
-    kind, smoothing = config.loss, config.label_smoothing
+    config, world = setup.config, setup.engine.world
     # Dropout follows from (seed, position, process).
     torch.manual_seed(config.seed + state.position + 1 + (world.rank << 32))
     state.optimizer.zero_grad()
     total = torch.zeros((), device=setup.engine.device)
-    parts = list(zip(batch.images.chunk(state.parts), batch.labels.chunk(state.parts), strict=True))
+    parts = in_parts(batch, state.parts)
     try:
         for number in parts_of_a_step(state.forward, len(parts)):
-            images, labels = parts[number]
-            pixels = normalised(images, setup.constants)
-            with setup.engine.autocast():
-                logits = state.forward(pixels)
-            share = len(labels) / len(batch.labels)  # parts may differ by an image
-            loss = cross_entropy(logits, labels, kind, smoothing, weights)
+            part = parts[number]
+            loss, told = loss_of(setup, state, part)
+            share = len(part.labels) / len(batch.labels)  # parts may differ by an image
             (loss * share).backward()
-            told = loss.detach()
-            if weights is not None:
-                told = cross_entropy(logits.detach(), labels, kind, smoothing)
             total += told * share
     except RuntimeError as error:  # torch's OutOfMemoryError is one
         if not is_out_of_memory(error):
@@ -199,6 +206,30 @@ def gradients(setup: Setup, state: TrainState, batch: Batch) -> Tensor | None:
         # Outside this block the error, and with it the activations it refers to, is gone.
         total = None
     return total
+
+
+def loss_of(setup: Setup, state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The mean loss of some images, to be minimised, and what is told of it."""
+    config, weights = setup.config, setup.class_weights
+    pixels = normalised(batch.images, setup.constants)
+    with setup.engine.autocast():
+        if isinstance(state.net, Learner):
+            loss = state.forward(pixels, batch.labels, batch.positions)
+            return loss, loss.detach()
+        logits = state.forward(pixels)
+    kind, smoothing = config.loss, config.label_smoothing
+    loss = cross_entropy(logits, batch.labels, kind, smoothing, weights)
+    if weights is None:
+        return loss, loss.detach()
+    return loss, cross_entropy(logits.detach(), batch.labels, kind, smoothing)
+
+
+def in_parts(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in at most so many parts."""
+    images, labels = batch.images.chunk(parts), batch.labels.chunk(parts)
+    assert batch.positions is not None  # only evaluation knows none
+    places = np.split(batch.positions, np.cumsum([len(part) for part in labels])[:-1])
+    return [Batch(*part) for part in zip(images, labels, places, strict=True)]
 
 
 def placed(batch: Batch, device: torch.device) -> Batch:
@@ -218,7 +249,10 @@ def halve_parts(setup: Setup, state: TrainState, images: int, say: Callable[[str
         torch.cuda.empty_cache()
     now, wanted = math.ceil(images / state.parts), 2 * state.parts
     advice = f"--accumulation {wanted} --resume auto, or a checkpointing that keeps less"
-    if setup.engine.world.size > 1 or batch_norms(state.net) or now == 1:
+    compares = isinstance(state.net, Learner) and state.net.together
+    if compares:
+        advice = "a smaller --batch-size, or a --checkpointing that keeps less"
+    if setup.engine.world.size > 1 or batch_norms(state.net) or compares or now == 1:
         # Other processes already wait for this one's gradients; batch norms see a part alone.
         raise VitkitError(
             f"step {state.step}: out of memory with {now} image(s) at once"

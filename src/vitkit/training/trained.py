@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from vitkit.errors import UsageError, named
-from vitkit.models.nets import Net, NetConfig, make_meta
+from vitkit.models.nets import NetConfig, NothingDrawn, make_meta
+from vitkit.objectives.learner import Trained
 from vitkit.training.config import LoraConfig, TrainConfig
 from vitkit.training.head_norm import folded, norm_head
+from vitkit.training.learners import learner_of
 
 HEADS = ("head", "head_distillation")  # modules of a net that read its features
 # An adapted layer's own weights are in `base_layer`, its adapter in the matrices A and B.
@@ -169,11 +171,12 @@ def trained_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def skeleton(net: NetConfig, config: TrainConfig) -> Net:
-    """The net as it is trained, without memory."""
+def skeleton(net: NetConfig, config: TrainConfig) -> Trained:
+    """What is trained, without memory."""
     made = make_meta(net)
     choose_trained(made, tuple(config.freeze), config.lora, config.head_norm)
-    return made
+    with torch.device("meta"), NothingDrawn():
+        return learner_of(made, config)
 
 
 def counts(net: NetConfig, config: TrainConfig) -> tuple[int, int]:

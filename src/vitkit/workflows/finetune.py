@@ -41,7 +41,7 @@ def finetune(
     """
     model, name = opened(checkpoint)
     refuse_with_config(config, recipe, regularisation, any_net)
-    task = open_task(data, data_config(config, fields))
+    task = open_task(data, data_config(config, fields), labelled=False)
     final = override(config or recipe_config(task, recipe, model, any_net, regularisation), fields)
     return finetune_on(task, final, model, name, out=out, resume=resume, device=device, quiet=quiet)
 
@@ -124,9 +124,8 @@ def net_config(config: TrainConfig, task: Task, model: Model) -> NetConfig:
     }  # fmt: skip
     options = {name: value for name, value in wanted.items() if hasattr(before, name)}
     try:
-        return replace(
-            before, classes=len(task.train.class_names), image_size=config.image_size, **options
-        )
+        classes = 0 if config.self_supervised else len(task.train.class_names)
+        return replace(before, classes=classes, image_size=config.image_size, **options)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -41,7 +41,7 @@ def pretrain(
     UsageError for words that cannot be, DataError for the data.
     """
     refuse_with_config(config, recipe, regularisation, any_net)
-    task = open_task(data, data_config(config, fields))
+    task = open_task(data, data_config(config, fields), labelled=False)
     model = fields.get("model")
     final = override(config or recipe_config(task, recipe, model, any_net, regularisation), fields)
     net = net_config(final, len(task.train.class_names))
@@ -72,7 +72,8 @@ def preprocessing(config: TrainConfig) -> Preprocessing:
 
 
 def net_config(config: TrainConfig, classes: int) -> NetConfig:
-    """The net that a config asks for; UsageError where there is none such."""
+    """The net that a config asks for, without a head where no labels are learned; UsageError where
+    there is none such."""
     if config.linear_probe:
         raise UsageError(
             "linear_probe fits a head to the features of a checkpoint, and pre-training has none; "
@@ -95,4 +96,5 @@ def net_config(config: TrainConfig, classes: int) -> NetConfig:
             "be adapted; leave it out, or fine-tune a checkpoint"
         )
     options = {name: value for name, value in asked.items() if name in fields}
-    return variants.config(config.model, classes, config.image_size, **options)
+    wanted = 0 if config.self_supervised else classes
+    return variants.config(config.model, wanted, config.image_size, **options)

@@ -21,6 +21,7 @@ from vitkit.errors import UsageError, VitkitError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
+from vitkit.objectives.learner import Trained
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import as_written
 from vitkit.reports.classes import by_name, lowest_first
@@ -28,6 +29,7 @@ from vitkit.reports.plans import in_words
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
 from vitkit.training.fitting import choose_fitting
+from vitkit.training.learners import of_net
 from vitkit.training.log import RunLog, numbers
 from vitkit.training.loop import Training
 from vitkit.training.optimizers import layer_scales
@@ -55,6 +57,7 @@ from vitkit.training.world import (
     total,
 )
 from vitkit.workflows.feeding import choose_keep, loader_threads, note_modes, training_stream
+from vitkit.workflows.probing import probe
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task, note_skew
 
@@ -135,7 +138,7 @@ def train_run(
             with computing_threads(engine.threads):
                 if begin is not None and not opened.saved:
                     begun = from_main(partial(begin, net, setup))
-            state = fresh_state(net, config, engine)
+            state = fresh_state(net, config, engine, mean=kept.mean, std=kept.std)
             with computing_threads(engine.threads):
                 stream = together(lambda: training_stream(task, config, engine))
                 if opened.saved:
@@ -211,9 +214,11 @@ def train_into(
 
         def bundle() -> None:
             net = make_meta(net_config)
-            net.load_state_dict(merged(weights, config.lora), assign=True)
+            own = of_net(state.net, weights)
+            net.load_state_dict(merged(own, config.lora), assign=True)
             mend_bundle(folder / name)
-            content = Bundle(net, task.train.class_names, setup.preprocessing, lineage)
+            names = task.train.class_names if net_config.classes else []
+            content = Bundle(net, names, setup.preprocessing, lineage)
             write_bundle(folder / name, content)
 
         from_main(bundle)
@@ -221,15 +226,19 @@ def train_into(
     def evaluate(net: nn.Module, pulse: Callable[[], None]) -> dict[str, Any]:
         share = math.ceil(setup.config.batch_size / world.size / state.parts)
         # No more at once than training takes: that is what memory was planned for.
+        at_once = min(EVALUATION_BATCH, share)
+        if config.self_supervised:
+            step = partial(in_step, world=world, pulse=pulse)
+            with torch.compiler.set_stance("force_eager"):
+                return probe(net, setup, task, predictor(net, setup), step, at_once)
         batches = evaluation_batches(
-            task.val, setup.preprocessing, min(EVALUATION_BATCH, share),
+            task.val, setup.preprocessing, at_once,
             loader_threads(setup.config, world), stream.bad, world.rank, world.size,
         )  # fmt: skip
         # Uncompiled: other shapes than training's would each be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            return top_k(
-                predictor(net, setup), in_step(batches, world, pulse), total=total, of_all=of_all
-            )
+            predict, batches = predictor(net, setup), in_step(batches, world, pulse)
+            return top_k(predict, batches, total=total, of_all=of_all)
 
     metrics = folder / "metrics.jsonl" if world.main else None
     with RunLog(metrics, setup.steps, state.step, quiet or not world.main) as log:
@@ -243,7 +252,7 @@ def train_into(
 
 
 def choose_engine(
-    config: TrainConfig, net: Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
 ) -> Engine:
     """How to compute a run, by a look at the machine; UsageError for what it has not.
 
@@ -259,7 +268,7 @@ def choose_engine(
 
 
 def choose_computing(
-    config: TrainConfig, net: Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
 ) -> Engine:
     """Precision, threads and compilation; what memory decides is left open."""
     image = 3 * cost.flops(net.config)  # backward costs two forward passes
@@ -295,7 +304,16 @@ def as_recorded(engine: Engine, recorded: dict[str, Any]) -> Engine:
 
 
 def check_labels(setup: Setup, task: Task) -> None:
-    """UsageError where the loss cannot be taken of these labels."""
+    """UsageError or DataError where the loss cannot be taken of these labels."""
+    if setup.config.self_supervised:
+        if setup.augmenter.mixes:
+            raise UsageError(
+                "MixUp and CutMix mix labels, and the objective "
+                f"{setup.config.objective} reads none; leave them out"
+            )
+        return
+    if task.unlabelled is not None:
+        raise task.unlabelled
     if task.train.multi_label and setup.config.loss == "softmax":
         raise UsageError(
             f"{task.name}: its images may have several labels each, which a softmax cannot learn; "
@@ -345,7 +363,7 @@ def in_step(batches: Iterator[Batch], world: World, pulse: Callable[[], None]) -
         yield batch or Batch(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
-def check_parts(net: Net, config: TrainConfig, world: World) -> None:
+def check_parts(net: Trained, config: TrainConfig, world: World) -> None:
     """UsageError where a net with batch norms would see a part of a batch that is one image."""
     share = config.batch_size // world.size
     parts = torch.empty(share).chunk(config.accumulation)  # as the loop takes them

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from vitkit.data.audit import class_counts
-from vitkit.data.checks import some
+from vitkit.data.checks import DataError, some
 from vitkit.data.facts import DataFacts
 from vitkit.data.mixing import listed_in, subset
 from vitkit.data.opening import held_out, image_side, open_data, require_classes
 from vitkit.data.source import Source, Splits, Without
+from vitkit.data.unlabelled import open_unlabelled
 from vitkit.errors import UsageError, VitkitError
 from vitkit.training.config import DataConfig, TrainConfig, override
 
@@ -32,6 +33,11 @@ class Task:
     name: str
     val_given: bool  # by the data, rather than held out here
     scored: str = "held-out images"  # what those to validate on are called
+    unlabelled: DataError | None = None  # why its images can only be learned from without labels
+
+    @property
+    def labelled(self) -> bool:
+        return self.unlabelled is None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,18 +79,16 @@ class Task:
         }
 
 
-def open_task(data: Any, config: DataConfig | None = None) -> Task:
+def open_task(data: Any, config: DataConfig | None = None, *, labelled: bool = True) -> Task:
     """DATA -> images to train on and to validate on; a stratified tenth is held out if need be.
 
-    Quarantined images are left out of both, and a subset is one of those to train on.
+    Quarantined images are left out of both, and a subset is one of those to train on. With
+    `labelled` False images without classes are taken as well.
     """
     if isinstance(data, Task):
         return data
     config = config or DataConfig()
-    splits: Splits = open_data(data)
-    if config.quarantine:
-        splits = without_quarantined(splits, config.quarantine)
-    require_classes(splits.train, splits.name)
+    splits, problem = opened(data, config, labelled)
     given = splits.val is not None
     if not given:
         splits = held_out(splits.train, splits.name)
@@ -97,8 +101,25 @@ def open_task(data: Any, config: DataConfig | None = None) -> Task:
     train = splits.train
     if config.subset is not None:
         train = subset(train, config.subset, SUBSET_SEED)
-    note_empty_classes(train, splits.name)
-    return Task(train, splits.val, splits.name, given)
+    if problem is None:
+        note_empty_classes(train, splits.name)
+    return Task(train, splits.val, splits.name, given, unlabelled=problem)
+
+
+def opened(data: Any, config: DataConfig, labelled: bool) -> tuple[Splits, DataError | None]:
+    """The splits without quarantined images, and what is wrong with their labels, where those are
+    not needed."""
+    problem = None
+    try:
+        splits = without_quarantined(open_data(data), config.quarantine)
+        require_classes(splits.train, splits.name)
+    except DataError as error:
+        if labelled:
+            raise
+        problem = error
+        source = open_unlabelled(data)
+        splits = without_quarantined(Splits(source.name(0), source), config.quarantine)
+    return splits, problem
 
 
 def note_empty_classes(train: Source, title: str) -> None:
@@ -137,6 +158,8 @@ def note_skew(task: Task, config: TrainConfig) -> None:
 
 def without_quarantined(splits: Splits, lists: tuple[str, ...]) -> Splits:
     """The same splits but for the images in these lists."""
+    if not lists:
+        return splits
     parts = splits.parts()
     chosen = zip(parts.items(), listed_in(list(parts.values()), lists), strict=True)
     cleaned = {name: Without(part, left) if left else part for (name, part), left in chosen}

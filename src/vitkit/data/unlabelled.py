@@ -1,0 +1,98 @@
+"""Images without labels, and images whose labels a net has guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vitkit.data.checks import DataError
+from vitkit.data.formats.folders import images_below, is_parquet, split_folders
+from vitkit.data.formats.image_files import FileSource, FolderSource, Names
+from vitkit.data.opening import looked_through, open_data, open_one, short_names
+from vitkit.data.source import Concatenated, Source, Splits
+from vitkit.data.tars.opening import is_tar
+from vitkit.data.tars.shards import is_url
+
+CLASS = "unlabelled"  # the one class that all of them are of, as number 0
+
+
+class Relabelled(Source):
+    """The images of a source with other labels; what a subclass adds is the labels."""
+
+    def __init__(self, source: Source, labels: np.ndarray, class_names: Sequence[str]) -> None:
+        self.source, self.labels, self.class_names = source, labels, list(class_names)
+        self.flip_keeps_class = source.flip_keeps_class
+        self.shard_lengths, self.shards_at_once = source.shard_lengths, source.shards_at_once
+        self.part_lengths = source.part_lengths
+
+    def encoded(self, index: int) -> bytes | None:
+        return self.source.encoded(index)
+
+    def image(self, index: int) -> Tensor:
+        return self.source.image(index)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def file(self, index: int) -> str | None:
+        return self.source.file(index)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self.source.prefetch(shards)
+
+
+class Unlabelled(Relabelled):
+    """The images of a source, all of one class, so that nothing can be learned from its labels."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, np.zeros(len(source), dtype=np.int64), [CLASS])
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+
+def open_unlabelled(data: str | Path | Splits | Source | Sequence[str | Path]) -> Source:
+    """DATA as users name it -> its images to learn from without labels, all of one class.
+
+    DATA is what `open_data` takes, whose training images these are (all where it has no splits),
+    or a folder of image files at any depth, of which `train/` counts where it has split folders.
+    Labels, if there are any, have no part in it. Raises DataError, also where there is no image.
+    """
+    if isinstance(data, Splits | Source):
+        return Unlabelled(open_data(data).train)
+    words = [data] if isinstance(data, str | Path) else list(data)
+    if len(words) < 2 or all(map(is_parquet, words)) or all(map(is_tar, words)):
+        return open_word(words[0]) if len(words) == 1 else Unlabelled(open_data(words).train)
+    return Concatenated([open_word(word) for word in words], short_names([str(w) for w in words]))
+
+
+def open_word(word: str | Path) -> Source:
+    """One of the words. A folder that holds no labelled data is one of images alone."""
+    try:
+        source = open_one(word).train
+    except DataError:
+        plain = image_files(word)
+        if plain is None:
+            raise
+        return plain
+    # Beside class folders there may be images that are in none of them.
+    plain = image_files(word) if isinstance(source, FolderSource) else None
+    return plain or Unlabelled(source)
+
+
+def image_files(word: str | Path) -> FileSource | None:
+    """All images in a folder at any depth, or in its `train/`; None for anything else."""
+    if is_url(word) or not Path(word).expanduser().is_dir():
+        return None
+    root = looked_through(Path(word).expanduser())
+    below = split_folders(root).get("train", "")
+    names = Names(images_below(root / below, f"{below}/" if below else ""))
+    if not names:
+        return None
+    return FileSource(root, names, np.zeros(len(names), dtype=np.int64), [CLASS])
