@@ -91,6 +91,12 @@ class AugmentConfig:
     """Share of the images in which a random rectangle is filled with noise."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """By how much brightness, contrast, saturation and hue vary at most."""
+    jitter_share: float = 1.0
+    """Share of the images to which the jitter is applied."""
+    grayscale: float = 0.0
+    """Share of the images that lose their colour."""
+    blur: float = 0.0
+    """Share of the images that are smoothed by a Gaussian of 0.1 to 2 pixels."""
 
 
 @dataclass(frozen=True)
@@ -335,8 +341,8 @@ RANGES = {
                      "optimizer.betas", "lora.dropout"), (0, BELOW_ONE, True)),
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
-    **dict.fromkeys(("augment.erase", "data.balance", "loss_balance", "distillation.share"),
-                    (0, 1, True)),
+    **dict.fromkeys(("augment.erase", "augment.jitter_share", "augment.grayscale", "augment.blur",
+                     "data.balance", "loss_balance", "distillation.share"), (0, 1, True)),
     "masking.rate": (0, 1, False),
     "augment.crop_area": (1e-6, 1, True),
     "optimizer.layer_decay": (1e-6, 1, True),

@@ -63,7 +63,7 @@ class Setup:
         )
         return Augmenter(
             self.config.seed, self.classes, layers, magnitude, mixup, asked.cutmix, asked.erase,
-            asked.jitter,
+            asked.jitter, asked.jitter_share, asked.grayscale, asked.blur,
         )  # fmt: skip
 
     @cached_property
