@@ -91,6 +91,12 @@ class AugmentConfig:
     """Share of the images in which a random rectangle is filled with noise."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """By how much brightness, contrast, saturation and hue vary at most."""
+    jitter_share: float = 1.0
+    """Share of the images to which the jitter is applied."""
+    grayscale: float = 0.0
+    """Share of the images that lose their colour."""
+    blur: float = 0.0
+    """Share of the images that are smoothed by a Gaussian of 0.1 to 2 pixels."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ class TrainConfig:
     seed: int = 0
     """Weights, order, augmentation and dropout follow from it."""
     objective: Objective = "supervised"
-    """What is learned: the labels, patches that are hidden (masked-patches, mae), or which two views
+    """What is learned: the labels, patches that are hidden (masked-patches, mae), or which views
     are of one image (simclr). The last three read no label and give a net without a head."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy over the classes, or one for each class."""
@@ -251,6 +257,11 @@ class TrainConfig:
             )
         if self.self_supervised:
             self.check_self_supervised()
+        if self.distillation.teacher is not None and self.loss == "sigmoid":
+            raise UsageError(
+                "the loss is sigmoid, but a teacher's answers are learned by a softmax over "
+                "classes that exclude each other; give --loss softmax, or no teacher"
+            )
 
     @property
     def self_supervised(self) -> bool:
@@ -284,7 +295,8 @@ class TrainConfig:
 # What has a meaning for labels alone, and its value where it says nothing.
 OF_LABELS = {
     "label_smoothing": 0.0, "loss_balance": 0.0, "head_bias": 0.0, "hidden_head": False,
-    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0, "freeze": (),
+    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0,
+    "freeze": (),
 }  # fmt: skip
 
 
@@ -329,8 +341,8 @@ RANGES = {
                      "optimizer.betas", "lora.dropout"), (0, BELOW_ONE, True)),
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
-    **dict.fromkeys(("augment.erase", "data.balance", "loss_balance", "distillation.share"),
-                    (0, 1, True)),
+    **dict.fromkeys(("augment.erase", "augment.jitter_share", "augment.grayscale", "augment.blur",
+                     "data.balance", "loss_balance", "distillation.share"), (0, 1, True)),
     "masking.rate": (0, 1, False),
     "augment.crop_area": (1e-6, 1, True),
     "optimizer.layer_decay": (1e-6, 1, True),
