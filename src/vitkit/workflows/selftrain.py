@@ -19,10 +19,12 @@ from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model, load
+from vitkit.reports.selftraining import Example, write_selftraining
 from vitkit.training.config import TrainConfig
 from vitkit.training.log import headline, numbers
 from vitkit.training.precision import choose_device
 from vitkit.workflows import pseudo_labels, selftrain_record
+from vitkit.workflows.pictures import picture
 from vitkit.workflows.pretrain import net_config, pretrain
 from vitkit.workflows.pseudo_labels import Guesses
 from vitkit.workflows.run_folder import unlock
@@ -30,6 +32,8 @@ from vitkit.workflows.selftrain_job import OUT, Job, prepared
 from vitkit.workflows.selftrain_words import SelfTrainWords
 from vitkit.workflows.task import Task
 from vitkit.workflows.teaching import fingerprint
+
+SHOWN_CLASSES, SHOWN_IMAGES = 20, 6  # of the report's examples
 
 
 @dataclass(frozen=True)
@@ -107,14 +111,33 @@ class Rounds:
             self.train(0, self.job.images.task)
         else:
             self.note_given_teacher(self.job.teacher)
-        before = None
+        guesses, chosen = None, np.empty(0, np.int64)
         for number in range(1, self.job.words.rounds + 1):
-            guesses, chosen = self.guessed(number, before)
+            guesses, chosen = self.guessed(number, guesses)
             self.train(number, self.task_with(guesses, chosen))
-            before = guesses.labels
         scores = [headline(row["metrics"])[1] for row in self.record["rounds"]]
         self.record["best"] = int(np.argmax(scores))
         selftrain_record.write(self.folder, self.record)
+        assert guesses is not None  # there is a round at least
+        write_selftraining(self.folder, self.record, self.examples(guesses, chosen))
+
+    def examples(self, guesses: Guesses, chosen: np.ndarray) -> list[Example]:
+        """Some of the images of each class that were learned, the most certain first."""
+        names, found = self.job.images.task.train.class_names, []
+        learned = guesses.passed[np.unique(chosen)]
+        for label in np.unique(guesses.labels[learned])[:SHOWN_CLASSES].tolist():
+            own = learned[guesses.labels[learned] == label]
+            own = own[np.argsort(-guesses.confidences[own], kind="stable")]
+            spread = np.unique(np.linspace(0, len(own) - 1, SHOWN_IMAGES).astype(int))
+            found += [
+                Example(
+                    names[label], self.job.images.unlabelled.name(index),
+                    float(guesses.confidences[index]),
+                    picture(self.job.images.unlabelled, index),
+                )
+                for index in own[spread].tolist()
+            ]  # fmt: skip
+        return found
 
     def row(self, number: int) -> dict[str, Any]:
         rows = self.record["rounds"]
@@ -141,7 +164,8 @@ class Rounds:
 
     def train(self, number: int, task: Task) -> None:
         """Train the net of a round, or go on with it, and put what came of it into its row."""
-        row, config = self.row(number), self.job.config(number, task.train)
+        row = self.row(number)
+        config = self.job.config(number, len(task.train), task.train.flip_keeps_class)
         who = f"round {number} of {self.job.words.rounds}: " + ("student" if number else "teacher")
         if "metrics" in row:
             self.check_done(row)
@@ -185,10 +209,10 @@ class Rounds:
             return self.job.teacher
         return load(self.folder / f"round-{number - 1}")
 
-    def guessed(self, number: int, before: np.ndarray | None) -> tuple[Guesses, np.ndarray]:
+    def guessed(self, number: int, before: Guesses | None) -> tuple[Guesses, np.ndarray]:
         """The pseudo-labels of a round and which of them are learned, made now or read back.
 
-        `before` are the labels of the round before.
+        `before` are those of the round before.
         """
         row, words, images = self.row(number), self.job.words, self.job.images.unlabelled
         path = self.folder / f"pseudo-{number}.npz"
@@ -207,18 +231,23 @@ class Rounds:
         )  # fmt: skip
         if fresh:
             sha = pseudo_labels.save(path, guesses)
+            if sha != row.get("pseudo", {}).get("sha256", sha):
+                raise UsageError(
+                    f"{path}: was damaged, and made anew it differs from the one that was learned; "
+                    "copy it from a backup, or start a new self-training without --resume"
+                )
             self.note(row, pseudo=self.described(path, sha, guesses, chosen, before))
         return guesses, chosen
 
     def described(
-        self, path: Path, sha: str, guesses: Guesses, chosen: np.ndarray, before: np.ndarray | None
+        self, path: Path, sha: str, guesses: Guesses, chosen: np.ndarray, before: Guesses | None
     ) -> dict[str, Any]:
         """What the record tells of a round's pseudo-labels."""
         names = self.job.images.task.train.class_names
         learned = guesses.labels[guesses.passed][chosen]
         counts = np.bincount(learned, minlength=len(names)).tolist()
         read = guesses.labels != pseudo_labels.UNREADABLE
-        same = None if before is None else float((guesses.labels == before)[read].mean())
+        same = None if before is None else float((guesses.labels == before.labels)[read].mean())
         return {
             "file": path.name,
             "sha256": sha,

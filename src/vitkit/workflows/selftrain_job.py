@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vitkit.data.facts import DataFacts
-from vitkit.data.source import Source
 from vitkit.errors import UsageError
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model
@@ -50,17 +49,17 @@ class Job:
             return self.fields.get("model")
         return name_of(self.teacher.net.config)
 
-    def config(self, number: int, train: Source) -> TrainConfig:
-        """How the net of a round is trained on these images."""
-        flip = train.flip_keeps_class
-        facts = replace(self.facts, images=len(train), flip_keeps_class=flip)
+    def config(self, number: int, images: int, flip_keeps_class: bool = True) -> TrainConfig:
+        """How the net of a round is trained on so many images."""
+        flip = flip_keeps_class and self.facts.flip_keeps_class
+        facts = replace(self.facts, images=images, flip_keeps_class=flip)
         fields = {name: value for name, value in self.fields.items() if name != "model"}
         return override(noisy_student(facts, self.model(number)), fields)
 
     @cached_property
     def usual(self) -> TrainConfig:
         """How a net is trained on the labelled images alone."""
-        return self.config(0, self.images.task.train)
+        return self.config(0, self.facts.images)
 
     @property
     def threads(self) -> int:
@@ -92,6 +91,8 @@ def prepared(
     if from_environment().size > 1:
         raise UsageError("self-training runs in one process; start it without torchrun")
     choose_device(device)
+    if "recipe" in fields:
+        raise UsageError("self-training has a recipe of its own; leave out --recipe")
     model, name = (None, "") if teacher is None else opened(teacher)
     leaks_to = Path(f"{out or OUT}-quarantine.txt")
     images = open_images(labelled, unlabelled, data_config(None, fields), leaks_to)
@@ -100,7 +101,7 @@ def prepared(
         order_of(model.class_names, classes, name)  # refused where they are others
     job = Job(images, words, model, name, fields, device, quiet, images.task.facts())
     for number in range(0 if model is None else 1, max(1, len(words.students)) + 1):
-        config = job.config(number, images.task.train)
+        config = job.config(number, job.facts.images)
         if config.objective != "supervised":
             raise UsageError(
                 f"objective is {config.objective}, but a student learns labels; leave it out"
