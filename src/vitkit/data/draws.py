@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     JITTER = 6
     BALANCE = 7
     CORRUPTION = 8  # of a picture, by its index
+    MASK = 9  # of patches
     GRAYSCALE = 10
     BLUR = 11
     JITTERED = 12  # whether an image is

@@ -103,7 +103,7 @@ class Distilling(Learner):
         self.teacher, self.distillation = teacher, distillation
         self.smoothing, self.class_weights = smoothing, class_weights
 
-    def forward(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
+    def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         """-> (1 - share) cross-entropy with the labels + share distillation loss, scalar."""
         asked = self.distillation
         answers = self.teacher(images)  # first, before the net's activations take memory

@@ -49,3 +49,6 @@ class Learner(nn.Module):
         """Normalised images (B, 3, H, W), labels (B,) int64 or (B, K) shares, which only some read,
         and places (B,) int64 of the images in the stream -> the mean loss of the images, scalar."""
         raise NotImplementedError
+
+
+Trained = Net | Learner  # what a run trains

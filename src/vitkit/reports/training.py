@@ -216,9 +216,7 @@ def draw_run(records: list[dict[str, Any]]) -> list[Drawing]:
     drawn = [lines("loss", "Loss", "step", "loss", losses, from_zero=True)]
     if by_name:
         title = "On held-out images"
-        drawn.append(
-            lines("accuracy", title, "step", "share", by_name, share=True, from_zero=True)
-        )
+        drawn.append(lines("accuracy", title, "step", "share", by_name, share=True, from_zero=True))
     for name, title, y_name, field, unit in (
         ("learning-rate", "Learning rate", "learning rate", "learning_rate", 1),
         ("throughput", "Speed", "images a second", "images_per_second", 1),

@@ -197,7 +197,7 @@ class TrainConfig:
     seed: int = 0
     """Weights, order, augmentation and dropout follow from it."""
     objective: Objective = "supervised"
-    """What is learned: the labels, patches that are hidden (masked-patches, mae), or which two views
+    """What is learned: the labels, patches that are hidden (masked-patches, mae), or which views
     are of one image (simclr). The last three read no label and give a net without a head."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy over the classes, or one for each class."""
@@ -290,7 +290,8 @@ class TrainConfig:
 # What has a meaning for labels alone, and its value where it says nothing.
 OF_LABELS = {
     "label_smoothing": 0.0, "loss_balance": 0.0, "head_bias": 0.0, "hidden_head": False,
-    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0, "freeze": (),
+    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0,
+    "freeze": (),
 }  # fmt: skip
 
 

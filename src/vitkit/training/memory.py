@@ -177,7 +177,15 @@ class Step:
 
 def learned(config: TrainConfig) -> TrainConfig:
     """A config with only that by which what a step computes of an image differs."""
-    same = ("objective", "masking", "contrastive", "distillation", "loss", "label_smoothing", "lora")
+    same = (
+        "objective",
+        "masking",
+        "contrastive",
+        "distillation",
+        "loss",
+        "label_smoothing",
+        "lora",
+    )
     kept = {name: getattr(config, name) for name in same}
     data = DataConfig(repeats=config.data.repeats)
     return TrainConfig(**kept, freeze=tuple(config.freeze), data=data)
@@ -214,12 +222,10 @@ def simulated(step: Step) -> int:
         for part in images.chunk(step.parts):
             pixels = normalise(part, HALF, HALF)
             with Precision(step.precision, "planned").autocast(cpu):
-                if isinstance(net, Learner):
-                    loss = net(pixels, labels, np.arange(batch))
-                else:
-                    logits = net(pixels)
+                given = (labels, np.arange(batch)) if isinstance(net, Learner) else ()
+                loss = net(pixels, *given)
             if not isinstance(net, Learner):
-                loss = cross_entropy(logits, labels, config.loss, config.label_smoothing)
+                loss = cross_entropy(loss, labels, config.loss, config.label_smoothing)
             loss.backward()
         del net
     return live.peak - weights

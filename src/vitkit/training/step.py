@@ -214,6 +214,7 @@ def loss_of(setup: Setup, state: TrainState, batch: Batch) -> tuple[Tensor, Tens
     pixels = normalised(batch.images, setup.constants)
     with setup.engine.autocast():
         if isinstance(state.net, Learner):
+            assert batch.positions is not None  # only evaluation knows none
             loss = state.forward(pixels, batch.labels, batch.positions)
             return loss, loss.detach()
         logits = state.forward(pixels)
@@ -227,8 +228,10 @@ def loss_of(setup: Setup, state: TrainState, batch: Batch) -> tuple[Tensor, Tens
 def in_parts(batch: Batch, parts: int) -> list[Batch]:
     """The batch in at most so many parts."""
     images, labels = batch.images.chunk(parts), batch.labels.chunk(parts)
-    assert batch.positions is not None  # only evaluation knows none
-    places = np.split(batch.positions, np.cumsum([len(part) for part in labels])[:-1])
+    ends = np.cumsum([len(part) for part in labels])
+    places = [None] * len(ends)
+    if batch.positions is not None:
+        places = np.split(batch.positions, ends[:-1])
     return [Batch(*part) for part in zip(images, labels, places, strict=True)]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitkit.errors import UsageError, named
 from vitkit.models.nets import NetConfig, NothingDrawn, make_meta
+from vitkit.objectives.learner import Trained
 from vitkit.training.config import LoraConfig, TrainConfig
 from vitkit.training.learners import learner_of
 
@@ -164,7 +165,7 @@ def trained_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def skeleton(net: NetConfig, config: TrainConfig) -> nn.Module:
+def skeleton(net: NetConfig, config: TrainConfig) -> Trained:
     """What is trained, without memory."""
     made = make_meta(net)
     choose_trained(made, tuple(config.freeze), config.lora)

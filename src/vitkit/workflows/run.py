@@ -21,6 +21,7 @@ from vitkit.errors import UsageError, VitkitError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
+from vitkit.objectives.learner import Trained
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import as_written
 from vitkit.reports.classes import by_name, lowest_first
@@ -55,8 +56,8 @@ from vitkit.training.world import (
     together,
     total,
 )
-from vitkit.workflows.probing import probe
 from vitkit.workflows.feeding import choose_keep, loader_threads, note_modes, training_stream
+from vitkit.workflows.probing import probe
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task, note_skew
 
@@ -251,7 +252,7 @@ def train_into(
 
 
 def choose_engine(
-    config: TrainConfig, net: Learner | Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
 ) -> Engine:
     """How to compute a run, by a look at the machine; UsageError for what it has not.
 
@@ -267,7 +268,7 @@ def choose_engine(
 
 
 def choose_computing(
-    config: TrainConfig, net: Learner | Net, images: int, device: torch.device, world: World
+    config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
 ) -> Engine:
     """Precision, threads and compilation; what memory decides is left open."""
     image = 3 * cost.flops(net.config)  # backward costs two forward passes
@@ -362,7 +363,7 @@ def in_step(batches: Iterator[Batch], world: World, pulse: Callable[[], None]) -
         yield batch or Batch(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
-def check_parts(net: Net, config: TrainConfig, world: World) -> None:
+def check_parts(net: Trained, config: TrainConfig, world: World) -> None:
     """UsageError where a net with batch norms would see a part of a batch that is one image."""
     share = config.batch_size // world.size
     parts = torch.empty(share).chunk(config.accumulation)  # as the loop takes them

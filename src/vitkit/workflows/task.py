@@ -117,7 +117,8 @@ def opened(data: Any, config: DataConfig, labelled: bool) -> tuple[Splits, DataE
         if labelled:
             raise
         problem = error
-        splits = without_quarantined(open_unlabelled(data), config.quarantine)
+        source = open_unlabelled(data)
+        splits = without_quarantined(Splits(source.name(0), source), config.quarantine)
     return splits, problem
 
 
