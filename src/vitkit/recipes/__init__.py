@@ -10,7 +10,7 @@ from dataclasses import replace
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, named
 from vitkit.models.variants import VARIANTS, variant
-from vitkit.recipes import augreg, big_vision, paper, quickstart, transfer
+from vitkit.recipes import augreg, big_vision, deit, paper, quickstart, transfer
 from vitkit.recipes.recipe import CIFAR_100, IMAGENET, IMAGENET_21K, JFT, PETS, VTAB, Recipe
 from vitkit.training.config import TrainConfig
 
@@ -40,6 +40,9 @@ PRETRAIN = {
     "augreg-i21k": Recipe(augreg.augreg_i21k, tuple(augreg.I21K), IMAGENET_21K),
     "augreg-imagenet": Recipe(augreg.augreg_imagenet, tuple(augreg.IMAGENET), IMAGENET),
     "big-vision-s16": Recipe(big_vision.big_vision_s16, ("ViT-S/16",), IMAGENET),
+    # By others.
+    "deit-distilled": Recipe(
+        deit.deit_distilled, ("ViT-B/16", "ViT-S/16", "ViT-Ti/16"), IMAGENET),
 }
 FINETUNE = {
     "quickstart": Recipe(quickstart.finetune),

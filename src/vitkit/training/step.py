@@ -16,10 +16,11 @@ from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import HALF, Preprocessing, normalised, normalising_constants
 from vitkit.errors import VitkitError
 from vitkit.models.nets import Net
+from vitkit.objectives.distillation import Teacher
 from vitkit.objectives.learner import Learner
 from vitkit.objectives.supervised import class_weights, cross_entropy
 from vitkit.training.config import TrainConfig
-from vitkit.training.learners import Teacher, learner_of
+from vitkit.training.learners import learner_of
 from vitkit.training.optimizers import make_optimizer
 from vitkit.training.parallel import (
     Engine,
@@ -107,14 +108,17 @@ def fresh_state(
     mean: tuple[float, ...] = HALF,
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
+    class_weights: Tensor | None = None,
 ) -> TrainState:
     """A net that is about to be trained, ready for its engine, with optimizer and average.
 
-    Images are normalised by `mean` and `std`. UsageError where what is to be trained of it cannot
-    be.
+    Images are normalised by `mean` and `std`; `teacher` and `class_weights` as for `learner_of`.
+    UsageError where what is to be trained of it cannot be.
     """
     choose_trained(net, tuple(config.freeze), config.lora)
-    learner = learner_of(net, config, mean, std, teacher)
+    if teacher is not None:
+        teacher.to(engine.device)
+    learner = learner_of(net, config, mean, std, teacher, class_weights)
     return with_optimizer(learner, apply(learner, engine), config)
 
 
