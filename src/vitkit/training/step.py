@@ -115,7 +115,7 @@ def fresh_state(
     Images are normalised by `mean` and `std`; `teacher` and `class_weights` as for `learner_of`.
     UsageError where what is to be trained of it cannot be.
     """
-    choose_trained(net, tuple(config.freeze), config.lora)
+    choose_trained(net, tuple(config.freeze), config.lora, config.head_norm)
     if teacher is not None:
         teacher.to(engine.device)
     learner = learner_of(net, config, mean, std, teacher, class_weights)
