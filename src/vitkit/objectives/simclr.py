@@ -24,9 +24,8 @@ class SimCLR(Learner):
     authors' code normalises in the head over the batch; here nothing does, as such statistics would
     be each process's own and tell a view which others it came with.
 
-    Every process compares its images with those of all, so all must come here with as many.
-    UsageError for a batch of fewer than two
-    images, or of half a pair.
+    Every process compares its images with those of all, so all must ask for a loss, with as many.
+    UsageError for a batch of fewer than two images, or of half a pair.
     """
 
     together: ClassVar[bool] = True
