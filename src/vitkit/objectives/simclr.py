@@ -78,9 +78,9 @@ def nt_xent(anchors: Tensor, views: Tensor, rows: Tensor, temperature: float) ->
     other view of row i is row i + N, modulo 2N.
     """
     with torch.autocast(anchors.device.type, enabled=False):  # cosines / 0.1 in bfloat16: too rough
-        similarities = anchors @ views.T / temperature
+        similarities = (anchors / temperature) @ views.T
     itself = rows[:, None] == torch.arange(len(views), device=rows.device)
-    similarities = similarities.masked_fill(itself, -torch.inf)
+    similarities = similarities.masked_fill_(itself, -torch.inf)  # in place: it is large
     return F.cross_entropy(similarities, (rows + len(views) // 2) % len(views))
 
 
