@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     words.add_argument("--nets", nargs="+", default=["ViT-B/16", "ViT-L/16"])
-    words.add_argument("--batch-sizes", nargs="+", type=int, default=[8, 8], help="of each net")
+    words.add_argument("--batch-sizes", nargs="+", type=int, default=[8, 4], help="of each net")
     words.add_argument("--image-size", type=int, default=224)
     words.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     words.add_argument("--rounds", type=int, default=7)
