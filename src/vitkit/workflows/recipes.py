@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitkit.files import write_whole
+from vitkit.objectives.settings import DistillationConfig
 from vitkit.recipes import FINETUNE, PRETRAIN, USUAL_NET, find, planning
 from vitkit.recipes.recipe import Recipe
 from vitkit.training.config import TrainConfig, flat
@@ -32,6 +33,7 @@ NOTHING = (
     False,
     0,
     "none",
+    "supervised",
     (),
     (0.0, 0.0, 0.0, 0.0),
 )  # a default that is one of these is unsaid
@@ -100,14 +102,26 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     unused |= {"schedule.warmup_share"} if schedule.warmup_steps is not None else set()
     unused |= {"optimizer.layer_decay"} if config.optimizer.layer_decay == 1 else set()
     unused |= {"lora.layers"} if not config.lora.rank else set()
+    unused |= {"distillation.temperature"} if config.distillation.targets == "hard" else set()
     usual = flat(TrainConfig())
+    aside = (*ASIDE, *unused_groups(config))
     return {
         name: value
         for name, value in flat(config).items()
-        if not name.startswith(ASIDE)
+        if not name.startswith(aside)
         and name not in unused
         and not (value == usual[name] and value in NOTHING)
     }
+
+
+def unused_groups(config: TrainConfig) -> list[str]:
+    """Groups of settings that are of other objectives, or of a teacher that there is none of."""
+    used = {
+        "masking.": config.objective in ("masked-patches", "mae"),
+        "contrastive.": config.objective == "simclr",
+        "distillation.": config.distillation != DistillationConfig(),
+    }
+    return [group for group, is_used in used.items() if not is_used]
 
 
 def in_lines(values: dict[str, Any], width: int = 96) -> str:
