@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from vitkit.data.augmentation import erasing, jitter
+from vitkit.data.augmentation import blur, erasing, jitter
 from vitkit.data.augmentation import mixup as mixing
 from vitkit.data.augmentation.augment import LEVELS, Augmenter, resolved
 from vitkit.data.draws import Purpose, uniforms
@@ -20,7 +20,7 @@ from vitkit.errors import UsageError
 
 EVERYTHING = {
     "layers": 2, "magnitude": 15.0, "mixup": 0.5, "cutmix": 1.0, "erase": 0.5,
-    "jitter": (0.4, 0.4, 0.4, 0.1),
+    "jitter": (0.4, 0.4, 0.4, 0.1), "jitter_share": 0.8, "grayscale": 0.2, "blur": 0.5,
 }  # fmt: skip
 
 
@@ -71,6 +71,9 @@ def test_an_unknown_level_is_an_error_that_names_the_nearest():
         ({"mixup": -0.2}, "mixup is -0.2"),
         ({"cutmix": math.nan}, "cutmix is nan"),
         ({"erase": 1.5}, "erase is 1.5; it can be 0 to 1"),
+        ({"jitter_share": -0.1}, "jitter_share is -0.1; it can be 0 to 1"),
+        ({"grayscale": 2.0}, "grayscale is 2"),
+        ({"blur": math.nan}, "blur is nan"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue is 0.6; it can be 0 to 0.5"),
         ({"jitter": (0.4, -0.4, 0.4, 0.0)}, "contrast is -0.4"),
     ],
@@ -428,3 +431,63 @@ def test_the_four_come_one_after_another_in_their_order():
         expected = torch.cat([jittered(image[None], name, factor) for image, factor in rows])
     found = jitter.jittered(images, draws, amounts)
     assert torch.equal(found, expected)
+
+
+# Shares of the images: jittered, grey, blurred
+
+
+def changed(images: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """The images after this alone, and which of them are others than before."""
+    found, _ = Augmenter(0, 10, **options)(images, torch.zeros(len(images)), np.arange(len(images)))
+    return found, (found != images).flatten(1).any(1)
+
+
+@pytest.mark.parametrize("name", ["jitter_share", "grayscale", "blur"])
+def test_the_share_of_the_images_is_changed_and_the_rest_stay(name):
+    images = random_batch(1000, 4, 4)[0]
+    options = {"jitter": (0.8, 0.8, 0.8, 0.2)} if name == "jitter_share" else {}
+    for share in (0.0, 0.3, 1.0):
+        _, others = changed(images, **options, **{name: share})
+        # A blur of 0.1 to 0.2 pixels or so moves no value by a level.
+        assert share - 0.05 - 0.1 * (name == "blur") <= others.float().mean() <= share + 0.05
+
+
+def test_which_images_are_jittered_decides_nothing_of_how():
+    images = random_batch(64)[0]
+    amounts = (0.8, 0.8, 0.8, 0.2)
+    every = jitter.jittered(images, uniforms(0, Purpose.JITTER, 0, 64, jitter.DRAWS), amounts)
+    assert torch.equal(changed(images, jitter=amounts)[0], every)
+    found, others = changed(images, jitter=amounts, jitter_share=0.5)
+    assert 16 < others.sum() < 48
+    assert torch.equal(found[others], every[others])
+
+
+def test_grey_is_torchvisions():
+    images = random_batch(8, 6, 7)[0]
+    found, _ = changed(images, grayscale=1.0)
+    assert torch.equal(found, TF.rgb_to_grayscale(images, 3))
+
+
+@pytest.mark.parametrize(
+    ("sides", "kernel"), [((2, 2), 3), ((32, 32), 3), ((40, 64), 5), ((224, 230), 23)]
+)
+def test_blur_is_torchvisions_within_a_level_with_a_kernel_of_a_tenth_of_the_side(sides, kernel):
+    images = random_batch(3, *sides)[0]
+    draws = np.array([0.0, 0.4, 0.999])
+    found = blur.blurred(images, draws)
+    for image, own, draw in zip(images, found, draws, strict=True):
+        expected = TF.gaussian_blur(image, [kernel, kernel], [0.1 + 1.9 * draw])
+        assert (own.int() - expected.int()).abs().max() <= 1
+
+
+def test_blur_leaves_a_pixel_alone_and_an_even_image_as_it_is():
+    images = torch.full((2, 3, 1, 5), 200, dtype=torch.uint8)
+    assert torch.equal(blur.blurred(images, np.array([0.2, 0.9])), images)
+    images = torch.full((2, 3, 30, 50), 255, dtype=torch.uint8)
+    assert torch.equal(blur.blurred(images, np.array([0.2, 0.9])), images)
+
+
+def test_which_images_are_jittered_grey_and_blurred_is_drawn_apart():
+    each = {Purpose.JITTERED: 1, Purpose.GRAYSCALE: 1, Purpose.BLUR: blur.DRAWS}
+    chosen = np.concatenate([uniforms(0, what, 0, 4000, n).T for what, n in each.items()])
+    assert np.abs(np.corrcoef(chosen) - np.eye(4)).max() < 0.06

@@ -55,6 +55,21 @@ def test_a_head_alone_is_trained_by_words(base, tmp_path, capsys):
     assert momentum == {f"optimizer/head.{n}/momentum_buffer" for n in ("weight", "bias")}
 
 
+def test_a_probe_behind_a_norm_leaves_a_plain_head_that_computes_the_same(base, tmp_path):
+    """As MAE's linear probe: LARS on standardised features."""
+    fields = {"freeze": ("*", "!head.*"), "head_norm": True, "optimizer.name": "lars",
+              "optimizer.layer_decay": 1.0, "learning_rate": 8.0}  # fmt: skip
+    run = vitkit.finetune("digits", base, out=tmp_path / "run", steps=100,
+                          **(FAST | {"batch_size": 64} | fields))  # fmt: skip
+    assert run.metrics["top1"] > 0.25  # chance is 0.1; SGD comes to 0.36
+    before = vitkit.load(base).net.state_dict()
+    assert weights(run.folder).keys() == before.keys()
+    assert changed(weights(run.folder), before) == {"head.weight", "head.bias"}
+    again = vitkit.evaluate(run.folder, digits().val)["metrics"]
+    assert again["loss"] == pytest.approx(run.metrics["loss"], rel=1e-4)
+    assert again["top1"] == pytest.approx(run.metrics["top1"], abs=0.005)  # one image
+
+
 def test_adapters_learn_digits_and_the_bundles_are_plain_nets(base, tmp_path):
     layers = ("qkv", "out", "dense1", "dense2")
     fields = {"lora.rank": 8, "lora.layers": layers, "optimizer.name": "adamw",

@@ -20,6 +20,10 @@ class Purpose(IntEnum):
     JITTER = 6
     BALANCE = 7
     CORRUPTION = 8  # of a picture, by its index
+    MASK = 9  # of patches
+    GRAYSCALE = 10
+    BLUR = 11
+    JITTERED = 12  # whether an image is
 
 
 def uniforms(seed: int, purpose: Purpose, first: int, positions: int, each: int) -> np.ndarray:

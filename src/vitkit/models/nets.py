@@ -46,6 +46,13 @@ def kind_of(config: NetConfig) -> str:
     return next(name for name, kind in KINDS.items() if type(config) is kind.config)
 
 
+def feature_width(net: Net) -> int:
+    """D of `net.features`."""
+    if isinstance(net, EfficientNet):
+        return net.feature_width
+    return net.config.width if isinstance(net, T2TViT) else net.config.feature_width
+
+
 def make(config: NetConfig) -> Net:
     """A net of this architecture, with random weights as its authors draw them."""
     return KINDS[kind_of(config)].net(config)

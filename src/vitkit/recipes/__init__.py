@@ -10,13 +10,24 @@ from dataclasses import replace
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, named
 from vitkit.models.variants import VARIANTS, variant
-from vitkit.recipes import augreg, big_vision, deit, paper, quickstart, transfer
+from vitkit.recipes import (
+    augreg,
+    big_vision,
+    deit,
+    mae_transfer,
+    paper,
+    quickstart,
+    quickstart_unlabelled,
+    self_supervised,
+    transfer,
+)
 from vitkit.recipes.recipe import CIFAR_100, IMAGENET, IMAGENET_21K, JFT, PETS, VTAB, Recipe
 from vitkit.training.config import TrainConfig
 
 USUAL_NET = "ViT-B/16"  # of a plan by a recipe for any net
 # Big Transfer's; the one for small images is of no paper.
 BIT = tuple(name for name, row in VARIANTS.items() if row.kind == "BiT" and row.side == 224)
+MAE = tuple(mae_transfer.TUNED)
 
 # fmt: off
 PRETRAIN = {
@@ -43,6 +54,13 @@ PRETRAIN = {
     # By others.
     "deit-distilled": Recipe(
         deit.deit_distilled, ("ViT-B/16", "ViT-S/16", "ViT-Ti/16"), IMAGENET),
+    # Without labels.
+    "masked-patches": Recipe(self_supervised.masked_patches, ("ViT-B/16",), JFT),
+    "mae": Recipe(self_supervised.mae, MAE, IMAGENET),
+    "simclr": Recipe(self_supervised.simclr, ("ViT-B/16", "ViT-S/16"), IMAGENET),
+    "quickstart-masked-patches": Recipe(quickstart_unlabelled.masked_patches),
+    "quickstart-mae": Recipe(quickstart_unlabelled.mae),
+    "quickstart-simclr": Recipe(quickstart_unlabelled.simclr),
 }
 FINETUNE = {
     "quickstart": Recipe(quickstart.finetune),
@@ -58,6 +76,9 @@ FINETUNE = {
         transfer.table2_imagenet, ("ViT-L/16", "ViT-H/14"), IMAGENET, transfer.IMAGENET_RATES,
         transfer.FURTHER_IMAGENET_RATES, 0.01),
     "bit-hyperrule": Recipe(transfer.bit_hyperrule, BIT, IMAGENET),
+    # After pre-training without labels.
+    "mae-finetune": Recipe(mae_transfer.finetune, MAE, IMAGENET),
+    "mae-linear": Recipe(mae_transfer.linear, MAE, IMAGENET),
 }
 # fmt: on
 

@@ -91,6 +91,12 @@ class AugmentConfig:
     """Share of the images in which a random rectangle is filled with noise."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """By how much brightness, contrast, saturation and hue vary at most."""
+    jitter_share: float = 1.0
+    """Share of the images to which the jitter is applied."""
+    grayscale: float = 0.0
+    """Share of the images that lose their colour."""
+    blur: float = 0.0
+    """Share of the images that are smoothed by a Gaussian of 0.1 to 2 pixels."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,9 @@ class TrainConfig:
     linear_probe: bool = False
     """Fine-tuning starts from a head that was fitted to the frozen features first (linear probe,
     then fine-tuning: arXiv 2202.10054), rather than from zeros."""
+    head_norm: bool = False
+    """Standardise what the head reads by a batch norm without weights, as MAE's linear probe does;
+    a bundle's head has it folded in, and is a plain one."""
     dropout: float = 0.0
     """Dropout after every dense layer but q, k, v."""
     stochastic_depth: float = 0.0
@@ -240,6 +249,8 @@ class TrainConfig:
             )
         if self.linear_probe and self.head_bias:
             raise UsageError("linear_probe fits the head's bias as well; leave out head_bias")
+        if self.linear_probe and self.head_norm:
+            raise UsageError("linear_probe fits a head without a norm; leave out head_norm")
         if self.loss_balance and self.data.balance:
             raise UsageError(
                 "loss_balance and data.balance both make rare classes count more; give one"
@@ -289,8 +300,8 @@ class TrainConfig:
 # What has a meaning for labels alone, and its value where it says nothing.
 OF_LABELS = {
     "label_smoothing": 0.0, "loss_balance": 0.0, "head_bias": 0.0, "hidden_head": False,
-    "linear_probe": False, "data.balance": 0.0, "distillation.teacher": None, "lora.rank": 0,
-    "freeze": (),
+    "linear_probe": False, "head_norm": False, "data.balance": 0.0, "distillation.teacher": None,
+    "lora.rank": 0, "freeze": (),
 }  # fmt: skip
 
 
@@ -335,8 +346,8 @@ RANGES = {
                      "optimizer.betas", "lora.dropout"), (0, BELOW_ONE, True)),
     **dict.fromkeys(("augment.mixup", "augment.cutmix", "augment.jitter",
                      "augment.randaugment_magnitude"), (0, 100, True)),
-    **dict.fromkeys(("augment.erase", "data.balance", "loss_balance", "distillation.share"),
-                    (0, 1, True)),
+    **dict.fromkeys(("augment.erase", "augment.jitter_share", "augment.grayscale", "augment.blur",
+                     "data.balance", "loss_balance", "distillation.share"), (0, 1, True)),
     "masking.rate": (0, 1, False),
     "augment.crop_area": (1e-6, 1, True),
     "optimizer.layer_decay": (1e-6, 1, True),

@@ -11,6 +11,9 @@ from vitkit.data.transforms import HALF
 from vitkit.models.nets import Net
 from vitkit.objectives.distillation import Distilling, Teacher
 from vitkit.objectives.learner import INSIDE, Learner, Trained
+from vitkit.objectives.mae import MaskedAutoencoder
+from vitkit.objectives.masking import MaskedPatches
+from vitkit.objectives.simclr import SimCLR
 from vitkit.training.config import TrainConfig
 
 T = TypeVar("T")
@@ -29,6 +32,12 @@ def learner_of(
     `mean` and `std` are those by which images are normalised; `class_weights` (K,) are of the loss
     against labels beside a `teacher`. UsageError for a net that the objective is not for.
     """
+    if config.objective == "masked-patches":
+        return MaskedPatches(net, config.masking, config.seed, mean, std)
+    if config.objective == "mae":
+        return MaskedAutoencoder(net, config.masking, config.seed, mean, std)
+    if config.objective == "simclr":
+        return SimCLR(net, config.contrastive, config.batch_size)
     if teacher is None:
         return net
     asked, smoothing = config.distillation, config.label_smoothing

@@ -191,6 +191,7 @@ def learned(config: TrainConfig) -> TrainConfig:
         "loss",
         "label_smoothing",
         "lora",
+        "head_norm",
     )
     kept = {name: getattr(config, name) for name in same}
     data = DataConfig(repeats=config.data.repeats)
@@ -213,6 +214,8 @@ def simulated(step: Step) -> int:
     batch = step.batch
     if step.config.objective == "simclr":  # which has no fewer than two pairs
         batch = max(4, batch + batch % 2)
+    elif step.config.head_norm:  # which does not train on a single image
+        batch = max(2, batch)
     config = replace(step.config, batch_size=batch)
     net = skeleton(step.net, config)
     set_to_train(net)

@@ -64,7 +64,7 @@ class Setup:
         )
         return Augmenter(
             self.config.seed, self.classes, layers, magnitude, mixup, asked.cutmix, asked.erase,
-            asked.jitter,
+            asked.jitter, asked.jitter_share, asked.grayscale, asked.blur,
         )  # fmt: skip
 
     @cached_property
@@ -115,7 +115,7 @@ def fresh_state(
     Images are normalised by `mean` and `std`; `teacher` and `class_weights` as for `learner_of`.
     UsageError where what is to be trained of it cannot be.
     """
-    choose_trained(net, tuple(config.freeze), config.lora)
+    choose_trained(net, tuple(config.freeze), config.lora, config.head_norm)
     if teacher is not None:
         teacher.to(engine.device)
     learner = learner_of(net, config, mean, std, teacher, class_weights)
@@ -218,6 +218,7 @@ def loss_of(setup: Setup, state: TrainState, batch: Batch) -> tuple[Tensor, Tens
     pixels = normalised(batch.images, setup.constants)
     with setup.engine.autocast():
         if isinstance(state.net, Learner):
+            assert batch.positions is not None  # only evaluation knows none
             loss = state.forward(pixels, batch.labels, batch.positions)
             return loss, loss.detach()
         logits = state.forward(pixels)
@@ -231,8 +232,10 @@ def loss_of(setup: Setup, state: TrainState, batch: Batch) -> tuple[Tensor, Tens
 def in_parts(batch: Batch, parts: int) -> list[Batch]:
     """The batch in at most so many parts."""
     images, labels = batch.images.chunk(parts), batch.labels.chunk(parts)
-    assert batch.positions is not None  # only evaluation knows none
-    places = np.split(batch.positions, np.cumsum([len(part) for part in labels])[:-1])
+    ends = np.cumsum([len(part) for part in labels])
+    places = [None] * len(ends)
+    if batch.positions is not None:
+        places = np.split(batch.positions, ends[:-1])
     return [Batch(*part) for part in zip(images, labels, places, strict=True)]
 
 

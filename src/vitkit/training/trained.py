@@ -18,6 +18,7 @@ from vitkit.errors import UsageError, named
 from vitkit.models.nets import NetConfig, NothingDrawn, make_meta
 from vitkit.objectives.learner import Trained
 from vitkit.training.config import LoraConfig, TrainConfig
+from vitkit.training.head_norm import folded, norm_head
 from vitkit.training.learners import learner_of
 
 HEADS = ("head", "head_distillation")  # modules of a net that read its features
@@ -25,14 +26,18 @@ HEADS = ("head", "head_distillation")  # modules of a net that read its features
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def choose_trained(net: nn.Module, freeze: tuple[str, ...], lora: LoraConfig) -> None:
-    """Put the adapters into a net, and freeze what is not to be trained.
+def choose_trained(
+    net: nn.Module, freeze: tuple[str, ...], lora: LoraConfig, head_norm: bool = False
+) -> None:
+    """Put adapters and the head's norm into a net, and freeze what is not to be trained.
 
     With adapters they and the head alone are trained, but for what `freeze` says. UsageError for a
     pattern or a layer that the net does not have, and where nothing could be learned.
     """
     patterns = list(freeze)
     check_patterns(net, freeze)
+    if head_norm:
+        norm_head(net)
     if lora.rank:
         put_adapters(net, lora)
         patterns = ["*", "!*.lora_[AB].*", *(f"!{head}.*" for head in HEADS), *patterns]
@@ -150,7 +155,8 @@ def plain(name: str) -> str:
 
 @torch.no_grad()
 def merged(weights: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
-    """The state_dict of the plain net that computes what a net with adapters does."""
+    """The state_dict of the plain net that computes what one with adapters, or a norm before its
+    head, does."""
     found = {plain(name): t for name, t in weights.items() if not name.endswith((DOWN, UP))}
     for name, up in weights.items():
         if name.endswith(UP):
@@ -158,7 +164,7 @@ def merged(weights: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]
             change = up.float() @ weights[layer + DOWN].float()
             weight = found[f"{layer}.weight"]
             found[f"{layer}.weight"] = (weight + scale_of(lora) * change).to(weight.dtype)
-    return found
+    return folded(found)
 
 
 def trained_weights(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -168,7 +174,7 @@ def trained_weights(net: nn.Module) -> dict[str, nn.Parameter]:
 def skeleton(net: NetConfig, config: TrainConfig) -> Trained:
     """What is trained, without memory."""
     made = make_meta(net)
-    choose_trained(made, tuple(config.freeze), config.lora)
+    choose_trained(made, tuple(config.freeze), config.lora, config.head_norm)
     with torch.device("meta"), NothingDrawn():
         return learner_of(made, config)
 
@@ -181,9 +187,12 @@ def counts(net: NetConfig, config: TrainConfig) -> tuple[int, int]:
 
 
 def batch_norms(net: nn.Module) -> list[Any]:
-    """Those that are trained. A frozen one computes by its running statistics, and keeps them."""
+    """Those that are trained, if only by what they see: that of the head has no weights.
+
+    A frozen one computes by its running statistics, and keeps them.
+    """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [norm for norm in norms if any(p.requires_grad for p in norm.parameters())]
+    return [n for n in norms if not n.affine or any(p.requires_grad for p in n.parameters())]
 
 
 def set_to_train(net: nn.Module) -> None:

@@ -33,7 +33,6 @@ NOTHING = (
     False,
     0,
     "none",
-    "supervised",
     (),
     (0.0, 0.0, 0.0, 0.0),
 )  # a default that is one of these is unsaid
@@ -103,25 +102,28 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     unused |= {"optimizer.layer_decay"} if config.optimizer.layer_decay == 1 else set()
     unused |= {"lora.layers"} if not config.lora.rank else set()
     unused |= {"distillation.temperature"} if config.distillation.targets == "hard" else set()
+    unused |= {"augment.jitter_share"} if not any(config.augment.jitter) else set()
+    unused |= {"loss"} if config.self_supervised else {"objective"}
     usual = flat(TrainConfig())
-    aside = (*ASIDE, *unused_groups(config))
     return {
         name: value
         for name, value in flat(config).items()
-        if not name.startswith(aside)
+        if not name.startswith((*ASIDE, *of_other_objectives(config)))
         and name not in unused
         and not (value == usual[name] and value in NOTHING)
     }
 
 
-def unused_groups(config: TrainConfig) -> list[str]:
-    """Groups of settings that are of other objectives, or of a teacher that there is none of."""
-    used = {
-        "masking.": config.objective in ("masked-patches", "mae"),
-        "contrastive.": config.objective == "simclr",
-        "distillation.": config.distillation != DistillationConfig(),
-    }
-    return [group for group, is_used in used.items() if not is_used]
+def of_other_objectives(config: TrainConfig) -> list[str]:
+    """How the fields begin that what is learned does not read."""
+    of = {
+        "masking.rate": ("masked-patches", "mae"), "masking.target": ("masked-patches",),
+        "masking.normalised": ("mae",), "masking.decoder": ("mae",), "contrastive.": ("simclr",),
+    }  # fmt: skip
+    distils = config.distillation != DistillationConfig()
+    return [name for name, objectives in of.items() if config.objective not in objectives] + (
+        [] if distils else ["distillation."]
+    )
 
 
 def in_lines(values: dict[str, Any], width: int = 96) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from vitkit.data.augmentation import erasing, jitter
+from vitkit.data.augmentation import blur, erasing, jitter
 from vitkit.data.augmentation import mixup as mixing
 from vitkit.data.augmentation import randaugment as rand
+from vitkit.data.augmentation.placing import some
 from vitkit.data.draws import Purpose, uniforms_at
 from vitkit.errors import UsageError, named
 
@@ -53,7 +54,8 @@ def resolved(
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Colour jitter, RandAugment, random erasing, then MixUp or CutMix; 0 leaves each out.
+    """Colour jitter, grey, blur, RandAugment, random erasing, then MixUp or CutMix; 0 leaves each
+    out.
 
     Raises UsageError for a value that cannot be.
     """
@@ -66,13 +68,17 @@ class Augmenter:
     cutmix: float = 0.0
     erase: float = 0.0  # share of the images
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_share: float = 1.0  # share of the images, as the next two
+    grayscale: float = 0.0
+    blur: float = 0.0
 
     def __post_init__(self) -> None:
         must_lie("RandAugment's layers", self.layers, 0, MOST_LAYERS)
         must_lie("RandAugment's magnitude", self.magnitude, 0, STRONGEST)
         must_lie("mixup", self.mixup, 0, 100)
         must_lie("cutmix", self.cutmix, 0, 100)
-        must_lie("erase", self.erase, 0, 1)
+        for name in ("erase", "jitter_share", "grayscale", "blur"):
+            must_lie(name, getattr(self, name), 0, 1)
         for name, amount in zip(
             ("brightness", "contrast", "saturation"), self.jitter, strict=False
         ):
@@ -94,9 +100,11 @@ class Augmenter:
         are mixed, positions 2k and 2k + 1 must be in the same batch (else ValueError). What is
         given is left as it is.
         """
-        if any(self.jitter):
-            draws = self.draws(Purpose.JITTER, positions, jitter.DRAWS)
-            images = jitter.jittered(images, draws, self.jitter)
+        images = self.colours(images, positions)
+        if self.blur:
+            draws = self.draws(Purpose.BLUR, positions, blur.DRAWS)
+            chosen = draws[:, 0] < self.blur
+            images = some(images, chosen, lambda those: blur.blurred(those, draws[chosen, 1]))
         if self.layers:
             draws = self.draws(Purpose.RANDAUGMENT, positions, self.layers * rand.DRAWS)
             images = rand.randaugment(images, draws, self.layers, self.magnitude)
@@ -108,6 +116,17 @@ class Augmenter:
             alphas = self.mixup, self.cutmix
             return mixing.mixed(images, labels, positions, draws, self.classes, *alphas)
         return images, labels
+
+    def colours(self, images: Tensor, positions: np.ndarray) -> Tensor:
+        """The images with other colours, or none."""
+        if any(self.jitter):
+            chosen = self.draws(Purpose.JITTERED, positions, 1)[:, 0] < self.jitter_share
+            draws = self.draws(Purpose.JITTER, positions, jitter.DRAWS)[chosen]
+            images = some(images, chosen, lambda those: jitter.jittered(those, draws, self.jitter))
+        if self.grayscale:
+            chosen = self.draws(Purpose.GRAYSCALE, positions, 1)[:, 0] < self.grayscale
+            images = some(images, chosen, jitter.without_colour)
+        return images
 
     def draws(self, purpose: Purpose, positions: np.ndarray, each: int) -> np.ndarray:
         return uniforms_at(self.seed, purpose, positions, each)

@@ -64,6 +64,11 @@ def luma(images: Tensor) -> Tensor:
     return (red * 0.2989 + green * 0.587 + blue * 0.114).floor_()
 
 
+def without_colour(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> the same, three equal channels, as torchvision's rgb_to_grayscale."""
+    return luma(images).to(torch.uint8).repeat(1, 3, 1, 1)
+
+
 def turned(images: Tensor, turns: Tensor) -> Tensor:
     """The hue turned by `turns` (B, 1, 1, 1) of the circle; saturation and value (HSV) stay."""
     pixels = images.float()

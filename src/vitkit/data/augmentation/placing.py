@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +25,17 @@ def placed(array: np.ndarray, device: torch.device) -> Tensor:
 def column(array: np.ndarray, device: torch.device) -> Tensor:
     """(B,) -> (B, 1, 1, 1): a number for each image of a batch."""
     return placed(array, device).view(-1, 1, 1, 1)
+
+
+def some(images: Tensor, chosen: np.ndarray, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Images (B, 3, H, W) of which those that are `chosen`, bool (B,), are changed."""
+    where = np.flatnonzero(chosen)
+    if len(where) == len(images):
+        return change(images)
+    if not len(where):
+        return images
+    index = placed(where, images.device)
+    return images.index_copy(0, index, change(images.index_select(0, index)))
 
 
 def parts(images: Tensor, values: int = CACHED) -> list[slice]:

@@ -19,7 +19,7 @@ from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Source, Splits, Subset
 from vitkit.errors import VitkitError
 from vitkit.evaluation.shifts import as_it_is
-from vitkit.models.nets import Net
+from vitkit.models.nets import Net, feature_width
 from vitkit.prediction import feature_cache
 from vitkit.prediction.model import Model
 from vitkit.training.world import World, of_all, together, total
@@ -164,8 +164,7 @@ def width_of(net: Net, what: str) -> int:
     """How many features or logits an image has; a net without a head gives its features."""
     if what == "logits" and net.config.classes:
         return net.config.classes
-    known = net if hasattr(net, "feature_width") else net.config
-    return getattr(known, "feature_width", 0) or getattr(known, "width", 0)
+    return feature_width(net)
 
 
 def labels_of(source: Source) -> Tensor:
