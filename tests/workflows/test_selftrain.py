@@ -22,6 +22,7 @@ from vitkit.prediction.model import Model
 from vitkit.recipes.noisy_student import noisy_student
 from vitkit.training import loop
 from vitkit.training.config import DataConfig
+from vitkit.workflows import plan
 from vitkit.workflows import selftrain as workflow
 from vitkit.workflows.pseudo_labels import balanced, guess, per_class_by, read, save, to_learn
 from vitkit.workflows.selftrain_data import open_images
@@ -421,9 +422,10 @@ def test_a_given_teacher_is_measured_and_labels_for_the_first_student(tmp_path):
 
 
 def test_a_student_that_is_smaller_than_its_teacher_is_noted(tmp_path):
+    words = WORDS | FAST | {"rounds": 1, "steps": 2, "loss_balance": 0.1}
     with pytest.warns(UserWarning, match="fewer parameters than its teacher ViT-Pico/2"):
         vitkit.selftrain(*few_labels(), out=tmp_path / "run", students=("ViT-Femto/2",),
-                         model="ViT-Pico/2", **(WORDS | FAST | {"rounds": 1}))  # fmt: skip
+                         model="ViT-Pico/2", **words)  # fmt: skip
 
 
 @pytest.fixture
@@ -456,7 +458,8 @@ def test_the_command_tells_every_round_and_what_comes_next(folders, capsys):
     assert lines[-1] == f"Next: vitkit predict {told['best_net']} IMAGES/ -o predictions.csv"
 
 
-def test_a_dry_run_plans_the_teacher_and_a_student_and_writes_nothing(folders, capsys):
+def test_a_dry_run_plans_the_teacher_and_a_student_and_writes_nothing(folders, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "probed", lambda *_: 0.5)  # seconds of a step
     assert main([*words_for(folders), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "the teacher, of 54 labelled images:" in said
