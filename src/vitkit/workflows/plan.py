@@ -17,6 +17,7 @@ from vitkit.models import cost
 from vitkit.models.nets import NetConfig, make, make_meta
 from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
 from vitkit.training.config import EngineConfig, TrainConfig
+from vitkit.training.cost import exaflops_of, flops_of
 from vitkit.training.fitting import KINDS, SPARE, advice, free_memory
 from vitkit.training.memory import FLOAT32, Memory, largest_batch, memory
 from vitkit.training.parallel import Engine, choose_compile, shardings
@@ -65,7 +66,7 @@ def plan(
         "device": named_accelerator or engine.device.type,
         "precision": engine.precision.name, "compile": engine.compile, "processes": processes,
         "parameters": cost.parameters(net), "trained_parameters": counts(net, config)[1],
-        "flops_per_image": cost.flops(net),
+        "flops_per_image": flops_of(net, config),
         "images_at_once": at_once, "memory_free": free,
         "memory": planned,
         "what_would_fit": what_would_fit(
@@ -131,7 +132,7 @@ def length(
     return {
         "steps": steps, "images_seen": seen, "seconds": whole,
         "epochs": None if seen is None else seen / images,
-        "exaflops": None if seen is None else cost.exaflops(net, seen, 1),
+        "exaflops": None if seen is None else exaflops_of(net, config, seen),
         "device_days": None if whole is None else processes * whole / 86400,
     }  # fmt: skip
 
@@ -155,7 +156,7 @@ def seconds_on(
     chip = accelerator(name)
     peak = chip.bf16 if precision == "bf16" and chip.bf16 is not None else chip.fp32
     rate = SHARE_OF_PEAK * peak * processes
-    return 3 * cost.flops(net) * config.batch_size / rate
+    return 3 * flops_of(net, config) * config.batch_size / rate
 
 
 def noise(config: TrainConfig) -> Generator[Batch, None, None]:
