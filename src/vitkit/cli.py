@@ -313,14 +313,17 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     from vitkit.workflows.plan import plan
     from vitkit.workflows.run import check_labels, check_shares, choose_engine, fixed_steps
     from vitkit.workflows.run import plan as run_plan
+    from vitkit.workflows.teaching import check_distillation, teacher_of
 
     steps, processes = fixed_steps(words.config, len(task.train)), words.gpus or 1
     world = World(size=processes, local_size=processes)
     check_shares(words.config, len(task.train), world)
+    check_distillation(words.config)
     place = choose_device(words.device)
     made = skeleton(net, words.config)
-    engine = choose_engine(words.config, made, len(task.train), place, world)
     preprocessing = Preprocessing.direct(words.config.image_size)
+    teacher = teacher_of(words.config.distillation, task.train.class_names, preprocessing)
+    engine = choose_engine(words.config, made, len(task.train), place, world, teacher)
     setup = Setup(words.config, steps or 1, engine, preprocessing, net.classes)
     check_labels(setup, task)
     keep = choose_keep(words.config, task.train, place, world)
@@ -329,7 +332,7 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
     print(run_plan(kind, net, words.config, task, setup))
     found = plan(
         net, words.config, len(task.train), processes=processes, device=words.device,
-        data=words.data,
+        data=words.data, teacher=teacher,
     )  # fmt: skip
     print("\n".join(lines(found)[2:]))
     print_memory(found)
@@ -344,28 +347,39 @@ def plan(argv: list[str]) -> Any:
         value = getattr(words, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; it must be at least 1")
+    if words.config.distillation.teacher is not None and not words.data:
+        raise UsageError(
+            "--distillation.teacher is planned for with DATA, whose classes it must know; give "
+            "DATA as well, or leave the teacher out"
+        )
     if words.data and (words.images or words.classes):
         raise UsageError("--images and --classes are for a plan without DATA; leave them out")
+    from vitkit.data.transforms import Preprocessing
     from vitkit.reports.plans import lines, print_memory
     from vitkit.workflows.plan import plan
     from vitkit.workflows.pretrain import net_config
     from vitkit.workflows.task import open_task
+    from vitkit.workflows.teaching import teacher_of
 
     given = recipe.data or DataFacts()
     facts = replace(
         given, images=words.images or given.images, classes=words.classes or given.classes
     )
+    class_names: list[str] = []
     if words.data:
-        facts = open_task(words.data, words.config.data).facts()
+        task = open_task(words.data, words.config.data)
+        facts, class_names = task.facts(), task.train.class_names
     elif "--image-size" in argv:
         facts = replace(facts, side=words.config.image_size[0])
     model = asked_net(words, argv)
     config = recipes.planning(words.config.recipe, facts, model, words.any_net)
     words = with_length(parse(Plan(config=config), "plan", argv), argv)
     net = net_config(words.config, facts.classes)
+    preprocessing = Preprocessing.direct(words.config.image_size)
     found = plan(
         net, words.config, facts.images, processes=words.gpus, probe=words.probe,
         named_accelerator=words.accelerator, device=words.device, data=words.data,
+        teacher=teacher_of(words.config.distillation, class_names, preprocessing),
     )  # fmt: skip
     print("\n".join(lines(found)))
     print_memory(found)

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from small_nets import CONVOLUTIONAL, VITS, images_for, small_net
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import UsageError
 from vitkit.objectives.distillation import Distilling, Teacher, distillation_loss
 from vitkit.objectives.settings import DistillationConfig
 from vitkit.objectives.supervised import cross_entropy
@@ -135,12 +134,6 @@ def test_the_teachers_classes_come_in_the_students_order():
     same, order = Preprocessing((12, 8)), torch.tensor([4, 2, 0, 1, 3])
     images = images_for(net)
     assert torch.equal(Teacher(net, same, same, order)(images), net(images)[:, order])
-
-
-def test_sigmoid_losses_are_refused():
-    student, teacher = trained(VITS["token"], 0), trained(VITS["token"], 1)
-    with pytest.raises(UsageError, match=r"the loss is sigmoid.*give --loss softmax"):
-        distilling(student, teacher, loss="sigmoid")
 
 
 def test_parts_of_a_batch_add_up():

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitkit.data.transforms import Preprocessing
-from vitkit.errors import UsageError
 from vitkit.models.nets import Net
 from vitkit.models.vit import VisionTransformer
 from vitkit.objectives.learner import Learner
 from vitkit.objectives.settings import DistillationConfig
-from vitkit.objectives.supervised import Loss, cross_entropy
+from vitkit.objectives.supervised import cross_entropy
 
 
 def distillation_loss(
@@ -46,7 +45,7 @@ class Teacher:
     """A trained net that answers for a student's images, and learns nothing.
 
     It is no module, so that no state, optimizer or sharding of a student that holds it has any of
-    its weights; `net` stays where it is.
+    its weights.
     """
 
     def __init__(
@@ -56,13 +55,18 @@ class Teacher:
         int64 says which of the teacher's classes each of the student's is, by default its own."""
         self.net = net.eval().requires_grad_(False)
         self.image_size = theirs.image_size
-        device = next(net.parameters()).device
-        self.order = None if order is None else order.to(device)
+        self.order = order
         (our_mean, our_std), (mean, std) = (
-            torch.tensor((each.mean, each.std), device=device).view(2, 3, 1, 1)
-            for each in (students, theirs)
+            torch.tensor((each.mean, each.std)).view(2, 3, 1, 1) for each in (students, theirs)
         )
         self.scale, self.shift = our_std / std, (our_mean - mean) / std
+
+    def to(self, device: torch.device) -> Teacher:
+        """Itself, on a device."""
+        self.net.to(device)
+        self.scale, self.shift = self.scale.to(device), self.shift.to(device)
+        self.order = None if self.order is None else self.order.to(device)
+        return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -88,18 +92,12 @@ class Distilling(Learner):
         net: Net,
         teacher: Callable[[Tensor], Tensor],
         distillation: DistillationConfig,
-        loss: Loss = "softmax",
         smoothing: float = 0.0,
         class_weights: Tensor | None = None,
     ) -> None:
         """`teacher` gives logits (B, K) for the net's images (`Teacher`); smoothing and
-        `class_weights` (K,) are of the loss against the labels. UsageError for a sigmoid loss."""
+        `class_weights` (K,) are of the loss against the labels."""
         super().__init__(net)
-        if loss != "softmax":
-            raise UsageError(
-                f"the loss is {loss}, but a teacher's answers are learned by a softmax over "
-                "classes that exclude each other; give --loss softmax, or leave the teacher out"
-            )
         self.teacher, self.distillation = teacher, distillation
         self.smoothing, self.class_weights = smoothing, class_weights
 

@@ -24,8 +24,8 @@ class SimCLR(Learner):
     authors' code normalises in the head over the batch; here nothing does, as such statistics would
     be each process's own and tell a view which others it came with.
 
-    While it trains every process compares its images with those of all, so all must come here with
-    as many; in evaluation mode each compares its own. UsageError for a batch of fewer than two
+    Every process compares its images with those of all, so all must come here with as many.
+    UsageError for a batch of fewer than two
     images, or of half a pair.
     """
 
@@ -48,7 +48,7 @@ class SimCLR(Learner):
     def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         """Eq. 1, the mean over this process's views (B,) of their losses, in float32 at least."""
         projected = self.projected(images)
-        processes = dist.get_world_size() if self.training and dist.is_initialized() else 1
+        processes = dist.get_world_size() if dist.is_initialized() else 1
         views = len(places) * processes
         rows = places % views  # a batch begins at a multiple of its size
         where = placed(rows, images.device)

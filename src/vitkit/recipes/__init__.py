@@ -13,6 +13,7 @@ from vitkit.models.variants import VARIANTS, variant
 from vitkit.recipes import (
     augreg,
     big_vision,
+    deit,
     mae_transfer,
     paper,
     quickstart,
@@ -50,6 +51,9 @@ PRETRAIN = {
     "augreg-i21k": Recipe(augreg.augreg_i21k, tuple(augreg.I21K), IMAGENET_21K),
     "augreg-imagenet": Recipe(augreg.augreg_imagenet, tuple(augreg.IMAGENET), IMAGENET),
     "big-vision-s16": Recipe(big_vision.big_vision_s16, ("ViT-S/16",), IMAGENET),
+    # By others.
+    "deit-distilled": Recipe(
+        deit.deit_distilled, ("ViT-B/16", "ViT-S/16", "ViT-Ti/16"), IMAGENET),
     # Without labels.
     "masked-patches": Recipe(self_supervised.masked_patches, ("ViT-B/16",), JFT),
     "mae": Recipe(self_supervised.mae, MAE, IMAGENET),

@@ -262,6 +262,11 @@ class TrainConfig:
             )
         if self.self_supervised:
             self.check_self_supervised()
+        if self.distillation.teacher is not None and self.loss == "sigmoid":
+            raise UsageError(
+                "the loss is sigmoid, but a teacher's answers are learned by a softmax over "
+                "classes that exclude each other; give --loss softmax, or no teacher"
+            )
 
     @property
     def self_supervised(self) -> bool:

@@ -30,6 +30,7 @@ def choose_fitting(
     compiled: bool,
     world: World,
     free: int | None = None,
+    teacher: NetConfig | None = None,
 ) -> tuple[str, str, int]:
     """(checkpointing, sharding, processes that share one copy of the weights) that fit.
 
@@ -47,11 +48,14 @@ def choose_fitting(
         return kinds[0], *ways[0]
     limit = int(limit * (1 - SPARE))
     images = math.ceil(config.batch_size / world.size / config.accumulation)
-    if not config.lora.rank and surely_fits(net, images, limit):
+    nets = [net] if teacher is None else [net, teacher]
+    if not config.lora.rank and surely_fits(nets, images, limit):
         return kinds[0], *ways[0]
     from vitkit.training.memory import memory  # a second that small runs do without
 
-    how: dict[str, Any] = {"device": device.type, "precision": precision, "compiled": compiled}
+    how: dict[str, Any] = {
+        "device": device.type, "precision": precision, "compiled": compiled, "teacher": teacher,
+    }  # fmt: skip
     for kind in kinds:
         for sharding, over in ways:
             planned = memory(
@@ -70,12 +74,12 @@ def choose_fitting(
     )
 
 
-def surely_fits(net: NetConfig, images: int, limit: int) -> bool:
+def surely_fits(nets: list[NetConfig], images: int, limit: int) -> bool:
     """By a rough bound: five copies of the weights, and a byte for each FLOP of the forward pass.
 
     An activation of a few bytes costs many more FLOPs in every net there is.
     """
-    return 20 * cost.parameters(net) + images * cost.flops(net) <= limit
+    return sum(20 * cost.parameters(net) + images * cost.flops(net) for net in nets) <= limit
 
 
 def advice(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import TypeVar
 
 from torch import Tensor, nn
 
 from vitkit.data.transforms import HALF
 from vitkit.models.nets import Net
-from vitkit.objectives.distillation import Distilling
+from vitkit.objectives.distillation import Distilling, Teacher
 from vitkit.objectives.learner import INSIDE, Learner, Trained
+from vitkit.objectives.mae import MaskedAutoencoder
+from vitkit.objectives.masking import MaskedPatches
+from vitkit.objectives.simclr import SimCLR
 from vitkit.training.config import TrainConfig
 
-Teacher = Callable[[Tensor], Tensor]  # images as the student gets them -> logits (B, K)
 T = TypeVar("T")
 
 
@@ -24,24 +25,23 @@ def learner_of(
     mean: tuple[float, ...] = HALF,
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
+    class_weights: Tensor | None = None,
 ) -> Trained:
     """The module that is trained: the net where labels alone are learned.
 
-    `mean` and `std` are those by which images are normalised. Without a `teacher` where one is
-    asked for, as in a plan, nothing is learned from it. UsageError for a net that the objective is
-    not for.
+    `mean` and `std` are those by which images are normalised; `class_weights` (K,) are of the loss
+    against labels beside a `teacher`. UsageError for a net that the objective is not for.
     """
-    if config.distillation.teacher is None:
+    if config.objective == "masked-patches":
+        return MaskedPatches(net, config.masking, config.seed, mean, std)
+    if config.objective == "mae":
+        return MaskedAutoencoder(net, config.masking, config.seed, mean, std)
+    if config.objective == "simclr":
+        return SimCLR(net, config.contrastive, config.batch_size)
+    if teacher is None:
         return net
-    return Distilling(
-        net, teacher or partial(silent, net.config.classes), config.distillation, config.loss,
-        config.label_smoothing,
-    )  # fmt: skip
-
-
-def silent(classes: int, images: Tensor) -> Tensor:
-    """The logits of a teacher that knows nothing."""
-    return images.new_zeros(len(images), classes)
+    asked, smoothing = config.distillation, config.label_smoothing
+    return Distilling(net, teacher, asked, smoothing, class_weights)
 
 
 def bare(net: nn.Module) -> nn.Module:

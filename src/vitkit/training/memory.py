@@ -25,12 +25,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vitkit.data.transforms import HALF, normalise
-from vitkit.models import attend
-from vitkit.models.nets import NetConfig
+from vitkit.data.transforms import HALF, Preprocessing, normalise
+from vitkit.models import attend, cost
+from vitkit.models.nets import NetConfig, make_meta
+from vitkit.objectives.distillation import Teacher
 from vitkit.objectives.learner import Learner
 from vitkit.objectives.supervised import cross_entropy
 from vitkit.training.config import DataConfig, TrainConfig
+from vitkit.training.learners import bare, learner_of
 from vitkit.training.parallel import blocks_of, in_bfloat16, recomputed, transformer_blocks
 from vitkit.training.precision import Precision
 from vitkit.training.trained import set_to_train, skeleton, trained_weights
@@ -71,13 +73,15 @@ def memory(
     checkpointing: str = "none",
     sharding: str = "none",
     shards: int = 1,
+    teacher: NetConfig | None = None,
 ) -> Memory:
     """Memory of one process at the peak of a step.
 
     `batch` is the images that are worked through at once: those of a process, divided by
     `config.accumulation`. `precision` is "fp32" or "bf16"; `sharding` is "none", "ddp", "fsdp" or
-    "hybrid", the last two with `shards` processes that share one copy of the weights. Of `config`
-    the optimizer, polyak, accumulation, the loss and what is trained count.
+    "hybrid", the last two with `shards` processes that share one copy of the weights; a `teacher`
+    is whole in each. Of `config` the optimizer, polyak, accumulation, the loss and what is trained
+    count.
     """
     sharded = sharding in ("fsdp", "hybrid")
     over = shards if sharded else 1
@@ -88,7 +92,7 @@ def memory(
     moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
     step = Step(
         net, learned(config), batch, torch.device(device).type, precision, compiled, checkpointing,
-        parts=config.accumulation, sharding=sharding,
+        parts=config.accumulation, sharding=sharding, teacher=teacher,
     )  # fmt: skip
     beyond = peak(step)
     if sharded:
@@ -100,7 +104,8 @@ def memory(
     kept = (weights // over + fixed, moments * trained // over,
             trained // over if config.polyak else 0)  # fmt: skip
     saving = sum(kept) if torch.device(device).type == "cpu" else 0
-    return Memory(kept[0], gradients, *kept[1:], rest, saving)
+    taught = 0 if teacher is None else FLOAT32 * cost.parameters(teacher)
+    return Memory(kept[0] + taught, gradients, *kept[1:], rest, saving)
 
 
 def largest_batch(limit: int, net: NetConfig, config: TrainConfig, *, batch: int = 16,
@@ -168,6 +173,7 @@ class Step:
     checkpointing: str
     parts: int = 1
     sharding: str = "none"
+    teacher: NetConfig | None = None
 
     @property
     def float32_norms(self) -> bool:
@@ -214,9 +220,13 @@ def simulated(step: Step) -> int:
     net = skeleton(step.net, config)
     set_to_train(net)
     applied(net, step)
+    teacher = None if step.teacher is None else teacher_skeleton(step.teacher, step.net)
     cpu, live = torch.device("cpu"), Live()
     with FakeTensorMode(allow_non_fake_inputs=True), live, as_on(step):
         net.to_empty(device=cpu)
+        if teacher is not None:
+            teacher.net.to_empty(device=cpu)
+            net = learner_of(bare(net), config, teacher=teacher)  # type: ignore[arg-type]
         weights = live.now
         images = torch.empty(
             (batch * step.parts, 3, *step.net.image_size), dtype=torch.uint8, device=cpu
@@ -232,6 +242,12 @@ def simulated(step: Step) -> int:
             loss.backward()
         del net
     return live.peak - weights
+
+
+def teacher_skeleton(teacher: NetConfig, net: NetConfig) -> Teacher:
+    """A teacher without memory, for the images of a net."""
+    theirs, students = (Preprocessing.direct(each.image_size) for each in (teacher, net))
+    return Teacher(make_meta(teacher), theirs, students)
 
 
 def applied(net: nn.Module, step: Step) -> None:

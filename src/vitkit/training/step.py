@@ -16,10 +16,11 @@ from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import HALF, Preprocessing, normalised, normalising_constants
 from vitkit.errors import VitkitError
 from vitkit.models.nets import Net
+from vitkit.objectives.distillation import Teacher
 from vitkit.objectives.learner import Learner
 from vitkit.objectives.supervised import class_weights, cross_entropy
 from vitkit.training.config import TrainConfig
-from vitkit.training.learners import Teacher, learner_of
+from vitkit.training.learners import learner_of
 from vitkit.training.optimizers import make_optimizer
 from vitkit.training.parallel import (
     Engine,
@@ -107,14 +108,17 @@ def fresh_state(
     mean: tuple[float, ...] = HALF,
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
+    class_weights: Tensor | None = None,
 ) -> TrainState:
     """A net that is about to be trained, ready for its engine, with optimizer and average.
 
-    Images are normalised by `mean` and `std`. UsageError where what is to be trained of it cannot
-    be.
+    Images are normalised by `mean` and `std`; `teacher` and `class_weights` as for `learner_of`.
+    UsageError where what is to be trained of it cannot be.
     """
     choose_trained(net, tuple(config.freeze), config.lora, config.head_norm)
-    learner = learner_of(net, config, mean, std, teacher)
+    if teacher is not None:
+        teacher.to(engine.device)
+    learner = learner_of(net, config, mean, std, teacher, class_weights)
     return with_optimizer(learner, apply(learner, engine), config)
 
 
@@ -214,6 +218,7 @@ def loss_of(setup: Setup, state: TrainState, batch: Batch) -> tuple[Tensor, Tens
     pixels = normalised(batch.images, setup.constants)
     with setup.engine.autocast():
         if isinstance(state.net, Learner):
+            assert batch.positions is not None  # only evaluation knows none
             loss = state.forward(pixels, batch.labels, batch.positions)
             return loss, loss.detach()
         logits = state.forward(pixels)
@@ -227,8 +232,10 @@ def loss_of(setup: Setup, state: TrainState, batch: Batch) -> tuple[Tensor, Tens
 def in_parts(batch: Batch, parts: int) -> list[Batch]:
     """The batch in at most so many parts."""
     images, labels = batch.images.chunk(parts), batch.labels.chunk(parts)
-    assert batch.positions is not None  # only evaluation knows none
-    places = np.split(batch.positions, np.cumsum([len(part) for part in labels])[:-1])
+    ends = np.cumsum([len(part) for part in labels])
+    places = [None] * len(ends)
+    if batch.positions is not None:
+        places = np.split(batch.positions, ends[:-1])
     return [Batch(*part) for part in zip(images, labels, places, strict=True)]
 
 

@@ -118,6 +118,11 @@ def net_config(config: TrainConfig, task: Task, model: Model) -> NetConfig:
     for name in ("dropout", "stochastic_depth"):
         if getattr(config, name) and not hasattr(before, name):
             raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
+    if config.distillation.token and not getattr(before, "distillation_token", False):
+        raise UsageError(
+            "distillation.token is True, but the net of this checkpoint has no such token; leave "
+            "it out, and its one head learns from the teacher as well"
+        )
     wanted = {
         "hidden_head": False, "dropout": config.dropout,
         "stochastic_depth": config.stochastic_depth, "head_bias": config.head_bias,

@@ -15,6 +15,7 @@ from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
 from vitkit.models import cost
 from vitkit.models.nets import NetConfig, make, make_meta
+from vitkit.objectives.distillation import Teacher
 from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
 from vitkit.training.config import EngineConfig, TrainConfig
 from vitkit.training.cost import exaflops_of, flops_of
@@ -42,12 +43,14 @@ def plan(
     device: str = "auto",
     probe: bool = True,
     data: tuple[str, ...] = (),
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Everything that `vitkit plan` prints (reports/plans.py), bytes and seconds as numbers.
 
     `images` is the number to train on. Time comes from a few seconds of real steps on noise on this
     machine, or from the table of accelerators at an assumed share of their peak; with `probe` off
-    and no accelerator there is none. `data` are the words of DATA, whose files' size is told.
+    and no accelerator there is none. `data` are the words of DATA, whose files' size is told. The
+    FLOPs are those of the net, without a `teacher`'s.
     """
     world = World(size=processes, local_size=processes)
     check_shares(config, images, world)
@@ -59,8 +62,11 @@ def plan(
     )  # fmt: skip
     # A named accelerator is planned for as any CUDA device.
     kind_of_device = "cuda" if named_accelerator else engine.device.type
-    planned = memories(net, config, engine, at_once, kind_of_device, free)
-    seconds, source = seconds_of(net, config, engine, at_once, free, named_accelerator, probe)
+    taught_by = None if teacher is None else teacher.net.config
+    planned = memories(net, config, engine, at_once, kind_of_device, free, taught_by)
+    seconds, source = seconds_of(
+        net, config, engine, at_once, free, named_accelerator, probe, teacher
+    )
     return {
         "model": config.model, "image_size": list(config.image_size),
         "device": named_accelerator or engine.device.type,
@@ -70,8 +76,8 @@ def plan(
         "images_at_once": at_once, "memory_free": free,
         "memory": planned,
         "what_would_fit": what_would_fit(
-            planned, net, config, engine, at_once, kind_of_device, free),
-        "largest_images_at_once": largest(net, config, engine, free, kind_of_device),
+            planned, net, config, engine, at_once, kind_of_device, free, taught_by),
+        "largest_images_at_once": largest(net, config, engine, free, kind_of_device, taught_by),
         "batch_size": config.batch_size, "seconds_per_step": seconds, "time_from": source,
         "disk_checkpoints": disk(net, config), "disk_data": size_of(data),
         **length(net, config, images, seconds, processes),
@@ -103,21 +109,25 @@ def seconds_of(
     free: int | None,
     named_accelerator: str | None,
     probe: bool,
+    teacher: Teacher | None,
 ) -> tuple[float | None, str]:
     """Seconds of a step, None where not known, and where they are from."""
     processes = engine.world.size
+    taught_by = None if teacher is None else teacher.net.config
     if named_accelerator is not None:
-        peak = seconds_on(named_accelerator, net, config, engine.precision.name, processes)
+        peak = seconds_on(
+            named_accelerator, net, config, engine.precision.name, processes, taught_by
+        )
         return peak, f"{SHARE_OF_PEAK:.0%} of the peak of {named_accelerator}, assumed"
     if not probe:
         return None, "not asked for"
-    fitting = first_fitting(net, config, engine, images, free)
+    fitting = first_fitting(net, config, engine, images, free, taught_by)
     if fitting is None:
         return None, "not probed: the net does not fit here"
     share = replace(config, batch_size=config.batch_size // processes)
     source = "steps on noise on this machine"
     source += ", without what processes send each other" if processes > 1 else ""
-    return probed(net, share, replace(engine, checkpointing=fitting)), source
+    return probed(net, share, replace(engine, checkpointing=fitting), teacher), source
 
 
 def length(
@@ -138,25 +148,36 @@ def length(
 
 
 def first_fitting(
-    net: NetConfig, config: TrainConfig, engine: Engine, images: int, free: int | None
+    net: NetConfig,
+    config: TrainConfig,
+    engine: Engine,
+    images: int,
+    free: int | None,
+    teacher: NetConfig | None,
 ) -> str | None:
     """The least checkpointing with which one process can hold the whole net, for a probe."""
     asked = config.engine.checkpointing
     alone = replace(config, engine=EngineConfig(checkpointing=asked))
     one = replace(engine, world=World())
-    for row in memories(net, alone, one, images, engine.device.type, free):
+    for row in memories(net, alone, one, images, engine.device.type, free, teacher):
         if row["fits"] is not False and asked in ("auto", row["checkpointing"]):
             return row["checkpointing"]
     return None
 
 
 def seconds_on(
-    name: str, net: NetConfig, config: TrainConfig, precision: str, processes: int
+    name: str,
+    net: NetConfig,
+    config: TrainConfig,
+    precision: str,
+    processes: int,
+    teacher: NetConfig | None = None,
 ) -> float:
     chip = accelerator(name)
     peak = chip.bf16 if precision == "bf16" and chip.bf16 is not None else chip.fp32
     rate = SHARE_OF_PEAK * peak * processes
-    return 3 * flops_of(net, config) * config.batch_size / rate
+    flops = 3 * flops_of(net, config) + (0 if teacher is None else cost.flops(teacher))
+    return flops * config.batch_size / rate
 
 
 def noise(config: TrainConfig) -> Generator[Batch, None, None]:
@@ -168,19 +189,27 @@ def noise(config: TrainConfig) -> Generator[Batch, None, None]:
         yield Batch(images, torch.zeros(len(images), dtype=torch.int64), np.arange(len(images)))
 
 
-def probed(net: NetConfig, config: TrainConfig, engine: Engine) -> float:
+def probed(
+    net: NetConfig, config: TrainConfig, engine: Engine, teacher: Teacher | None = None
+) -> float:
     """Seconds of a step, by taking some; without loading images."""
     engine = replace(engine, world=World())
     preprocessing = Preprocessing.direct(config.image_size)
     one_each = (1,) * net.classes  # images, for class weights: of noise they are all alike
     setup = Setup(config, 1, engine, preprocessing, net.classes, one_each)
-    state = fresh_state(make(net), config, engine)
+    state = fresh_state(make(net), config, engine, teacher=teacher)
     with computing_threads(engine.threads):
         return seconds_of_a_step(setup, state.net, state.forward, noise(config))
 
 
 def memories(
-    net: NetConfig, config: TrainConfig, engine: Engine, images: int, device: str, free: int | None
+    net: NetConfig,
+    config: TrainConfig,
+    engine: Engine,
+    images: int,
+    device: str,
+    free: int | None,
+    teacher: NetConfig | None,
 ) -> list[dict[str, Any]]:
     """Peak memory of one process, by part, for each checkpointing and sharding, and if it fits."""
     rows = []
@@ -189,6 +218,7 @@ def memories(
             found: Memory = memory(
                 net, config, batch=images, device=device, precision=engine.precision.name,
                 compiled=engine.compile, checkpointing=kind, sharding=sharding, shards=shards,
+                teacher=teacher,
             )  # fmt: skip
             rows.append({
                 "sharding": sharding, "checkpointing": kind, **vars(found), "total": found.total,
@@ -205,6 +235,7 @@ def what_would_fit(
     images: int,
     device: str,
     free: int | None,
+    teacher: NetConfig | None,
 ) -> str | None:
     """Words to give where nothing planned fits."""
     if free is None or any(row["fits"] for row in planned):
@@ -212,19 +243,25 @@ def what_would_fit(
     sharding, shards = shardings(config.engine, engine.world)[-1]
     how: dict[str, Any] = {
         "device": device, "precision": engine.precision.name, "compiled": engine.compile,
-        "checkpointing": KINDS[0], "sharding": sharding, "shards": shards,
+        "checkpointing": KINDS[0], "sharding": sharding, "shards": shards, "teacher": teacher,
     }  # fmt: skip
     return advice(net, config, int(free * (1 - SPARE)), how, images, engine.world)
 
 
 def largest(
-    net: NetConfig, config: TrainConfig, engine: Engine, free: int | None, device: str
+    net: NetConfig,
+    config: TrainConfig,
+    engine: Engine,
+    free: int | None,
+    device: str,
+    teacher: NetConfig | None,
 ) -> dict[str, int] | None:
     """The most images at once in one process that holds the whole net, by checkpointing."""
     if free is None:
         return None
     how: dict[str, Any] = {
         "device": device, "precision": engine.precision.name, "compiled": engine.compile,
+        "teacher": teacher,
     }  # fmt: skip
     return {
         kind: largest_batch(int(free * (1 - SPARE)), net, config, checkpointing=kind, **how)

@@ -83,6 +83,7 @@ def net_config(config: TrainConfig, classes: int) -> NetConfig:
         "pooling": config.pooling, "positions": config.positions,
         "hidden_head": config.hidden_head, "dropout": config.dropout,
         "stochastic_depth": config.stochastic_depth, "head_bias": config.head_bias,
+        "distillation_token": config.distillation.token,
     }  # fmt: skip
     fields = variants.field_names(config.model)
     # A recipe says these for every net; one without tokens has its own way.

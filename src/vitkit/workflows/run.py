@@ -21,6 +21,7 @@ from vitkit.errors import UsageError, VitkitError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
+from vitkit.objectives.distillation import Teacher
 from vitkit.objectives.learner import Trained
 from vitkit.prediction.model import Model, load
 from vitkit.recipes import as_written
@@ -61,6 +62,7 @@ from vitkit.workflows.feeding import choose_keep, loader_threads, note_modes, tr
 from vitkit.workflows.probing import probe
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
 from vitkit.workflows.task import Task, note_skew
+from vitkit.workflows.teaching import check_distillation, origins, teacher_of
 
 EVALUATION_BATCH = 256
 COMPILE_FROM_MINUTES = 5  # of a run whose length is a time, on a CPU
@@ -110,19 +112,26 @@ def train_run(
     began = time.perf_counter()
     world = from_environment()
     check_shares(config, len(task.train), world)
+    check_distillation(config)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
     meta = skeleton(net_config, config)
     with joined(place):
-        choose = partial(choose_engine, net=meta, images=len(task.train), device=place, world=world)
-        engine = together(lambda: choose(config))
         kept = preprocessing or Preprocessing.direct(config.image_size)
-        classes = len(task.train.class_names)
+        names = task.train.class_names
+        teacher = together(lambda: teacher_of(config.distillation, names, kept))
+        choose = partial(
+            choose_engine, net=meta, images=len(task.train), device=place, world=world,
+            teacher=teacher,
+        )  # fmt: skip
+        engine = together(lambda: choose(config))
+        come_from = origins(parent, config.distillation, teacher)
+        classes = len(names)
         check_labels(Setup(config, 1, engine, kept, classes), task)
         keep = from_main(lambda: choose_keep(config, task.train, place, world))
         engine = replace(engine, keep=keep)
         size = state_bytes(*counts(net_config, config), config)
         opened: Opened = from_main(
-            lambda: open_run(kind, task, config, parent, out or f"runs/{kind}", resume, size)
+            lambda: open_run(kind, task, config, come_from, out or f"runs/{kind}", resume, size)
         )
         try:
             folder, recorded = opened.folder, opened.recorded
@@ -139,7 +148,10 @@ def train_run(
             with computing_threads(engine.threads):
                 if begin is not None and not opened.saved:
                     begun = from_main(partial(begin, net, setup))
-            state = fresh_state(net, config, engine, mean=kept.mean, std=kept.std)
+            state = fresh_state(
+                net, config, engine, mean=kept.mean, std=kept.std, teacher=teacher,
+                class_weights=setup.class_weights,
+            )  # fmt: skip
             with computing_threads(engine.threads):
                 stream = together(lambda: training_stream(task, config, engine))
                 if opened.saved:
@@ -151,12 +163,12 @@ def train_run(
                     from_main(lambda: note_skew(task, config))
                     steps = length(setup, state, stream, task, began)
                     setup = replace(setup, steps=steps)
-                    from_main(lambda: write_run_config(folder, kind, setup, task, parent))
+                    from_main(lambda: write_run_config(folder, kind, setup, task, come_from))
                 said = opening or f"{plan(kind, net_config, config, task, setup)}\nrun {folder}"
                 said += f", resumed at step {state.step:,}" if state.step else ""
                 said += f"\n{begun}" if begun else ""
                 train_into(
-                    folder, kind, setup, state, net_config, stream, task, parent, said, quiet
+                    folder, kind, setup, state, net_config, stream, task, come_from, said, quiet
                 )
             from_main(lambda: report(folder, kind, config, state.best, task))
         finally:
@@ -198,7 +210,7 @@ def train_into(
     net_config: NetConfig,
     stream: TrainingStream,
     task: Task,
-    parent: dict[str, Any] | None,
+    come_from: dict[str, Any],
     opening: str,
     quiet: bool,
 ) -> None:
@@ -206,7 +218,7 @@ def train_into(
     config, world = setup.config, setup.engine.world
     lineage = {
         "kind": kind, "model": config.model, "recipe": config.recipe, "steps": setup.steps,
-        "data": task.name, "data_fingerprint": task.fingerprint, "from": parent,
+        "data": task.name, "data_fingerprint": task.fingerprint, **come_from,
         "multi_label": task.train.multi_label,
     }  # fmt: skip
 
@@ -253,7 +265,12 @@ def train_into(
 
 
 def choose_engine(
-    config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
+    config: TrainConfig,
+    net: Trained,
+    images: int,
+    device: torch.device,
+    world: World,
+    teacher: Teacher | None = None,
 ) -> Engine:
     """How to compute a run, by a look at the machine; UsageError for what it has not.
 
@@ -263,8 +280,9 @@ def choose_engine(
     layer_scales(net, config.optimizer.layer_decay)  # refused where it cannot be
     engine = choose_computing(config, net, images, device, world)
     checkpointing, sharding, over = choose_fitting(
-        net.config, config, device, engine.precision.name, engine.compile, world
-    )
+        net.config, config, device, engine.precision.name, engine.compile, world,
+        teacher=None if teacher is None else teacher.net.config,
+    )  # fmt: skip
     return replace(engine, checkpointing=checkpointing, sharding=sharding, shard_over=over)
 
 

@@ -53,16 +53,17 @@ def open_run(
     kind: str,
     task: Task,
     config: TrainConfig,
-    parent: dict[str, Any] | None,
+    come_from: dict[str, Any],
     out: str | Path,
     resume: str | None,
     state_bytes: int,
 ) -> Opened:
     """Find or make the run directory, and see to it that the run can be written there.
 
-    `state_bytes` is the size of one state. Without `resume` a folder that is in use is left alone,
-    and a numbered one is taken. The directory stays locked while this process lives. Where it
-    cannot be used, by UsageError, StateError or VitkitError, nothing has been written.
+    `come_from` is `teaching.origins`, `state_bytes` the size of one state. Without `resume` a
+    folder that is in use is left alone, and a numbered one is taken. The directory stays locked
+    while this process lives. Where it cannot be used, by UsageError, StateError or VitkitError,
+    nothing has been written.
     """
     folder = run_folder(Path(out), resume)
     fresh = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -85,7 +86,7 @@ def open_run(
                 f"{folder}: has no saved state to go on from, but best/ or last/, which a fresh "
                 "start would replace; give another --out, or leave out --resume"
             )
-        recorded = check_resumed(folder, kind, config, task, parent) if saved else {}
+        recorded = check_resumed(folder, kind, config, task, come_from) if saved else {}
         check_room(folder, state_bytes, [one.folder for one in damaged])
         for sentence in set_aside(damaged):
             print(f"passed over: {sentence}", file=sys.stderr)
@@ -252,7 +253,7 @@ def unlock(folder: Path) -> None:
 
 
 def check_resumed(
-    folder: Path, kind: str, config: TrainConfig, task: Task, parent: dict[str, Any] | None
+    folder: Path, kind: str, config: TrainConfig, task: Task, come_from: dict[str, Any]
 ) -> dict[str, Any]:
     """What the run recorded of its automatic choices; UsageError where the config has changed."""
     try:
@@ -261,7 +262,8 @@ def check_resumed(
         before = flat_json(to_json(TrainConfig())) | flat_json(recorded["config"])
         facts = {
             "the kind of run": (recorded["kind"], kind),
-            "the checkpoint": (recorded["from"], json.loads(json.dumps(parent))),
+            "the checkpoint": (recorded["from"], json.loads(json.dumps(come_from["from"]))),
+            "the teacher's weights": (weights_of_teacher(recorded), weights_of_teacher(come_from)),
             "the data": (recorded["data"]["fingerprint"], task.fingerprint),
             "the order of the data (shards at hand or afar)": (
                 recorded["data"].get("read_by", "images"), task.read_by),
@@ -279,7 +281,8 @@ def check_resumed(
     different = [
         f"{name} ({before.get(name)} -> {now.get(name)})"
         for name in flat(config)
-        if name not in HARMLESS and json.dumps(before.get(name)) != json.dumps(now.get(name))
+        if name not in (*HARMLESS, "distillation.teacher")  # known by its weights, wherever it is
+        and json.dumps(before.get(name)) != json.dumps(now.get(name))
     ]
     different += [name for name, (old, new) in facts.items() if old != new]
     if different:
@@ -288,6 +291,11 @@ def check_resumed(
             "words again, or start a new run without --resume"
         )
     return resolved
+
+
+def weights_of_teacher(come_from: dict[str, Any]) -> str | None:
+    """Their SHA-256; None where there is no teacher."""
+    return come_from.get("teacher", {}).get("weights_sha256")
 
 
 def flat_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -303,7 +311,7 @@ def flat_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_run_config(
-    folder: Path, kind: str, setup: Setup, task: Task, parent: dict[str, Any] | None
+    folder: Path, kind: str, setup: Setup, task: Task, come_from: dict[str, Any]
 ) -> None:
     """config.json, and split.json where images were held out here."""
     if isinstance(task.val, Subset) and not task.val_given:
@@ -314,7 +322,7 @@ def write_run_config(
         "kind": kind,
         "config": to_json(setup.config),
         "resolved": {"steps": setup.steps, **setup.engine.record()},
-        "from": parent,
+        **come_from,
         "data": task.record(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "git_commit": git_commit(),

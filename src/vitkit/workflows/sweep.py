@@ -57,6 +57,7 @@ from vitkit.workflows.run_folder import (
     unlock,
 )
 from vitkit.workflows.task import Task, data_config, open_task, refuse_with_config
+from vitkit.workflows.teaching import check_distillation, origins, teacher_of
 
 DEV_SHARE = 0.1  # where the recipe's authors say none
 WEIGHTS = ("checkpoints", "best", "last")  # of a trial, which go when its result is recorded
@@ -238,9 +239,12 @@ def check_run(task: Task, config: TrainConfig, model: Model, device: str) -> Non
     net, world = net_config(config, task, model), from_environment()
     fixed_steps(config, len(task.train))
     check_shares(config, len(task.train), world)
+    check_distillation(config)
     place = choose_device(device, world.local_rank if world.size > 1 else None)
-    engine = choose_engine(config, skeleton(net, config), len(task.train), place, world)
-    setup = Setup(config, 1, engine, Preprocessing.direct(config.image_size), net.classes)
+    kept = Preprocessing.direct(config.image_size)
+    teacher = teacher_of(config.distillation, task.train.class_names, kept)
+    engine = choose_engine(config, skeleton(net, config), len(task.train), place, world, teacher)
+    setup = Setup(config, 1, engine, kept, net.classes)
     check_labels(setup, task)
     keep = choose_keep(config, task.train, place, world)
     checked_order(task, config, replace(engine, keep=keep))
@@ -479,7 +483,10 @@ def is_done(
     run = folder / row["folder"]
     if "score" not in row or not (run / "config.json").exists():
         return False
-    check_resumed(run, "finetune", config, task, parent)
+    kept = Preprocessing.direct(config.image_size)
+    teacher = teacher_of(config.distillation, task.train.class_names, kept)
+    come_from = origins(parent, config.distillation, teacher)
+    check_resumed(run, "finetune", config, task, come_from)
     if "problem" not in row and last_evaluation(run, row["steps"]) != row["metrics"]:
         raise UsageError(
             f"{run / 'metrics.jsonl'}: its last evaluation is not the one in {folder / RECORD}; "

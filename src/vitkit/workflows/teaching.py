@@ -32,12 +32,9 @@ def check_distillation(config: TrainConfig) -> None:
 
 
 def teacher_of(
-    distillation: DistillationConfig,
-    class_names: Sequence[str],
-    students: Preprocessing,
-    device: torch.device,
+    distillation: DistillationConfig, class_names: Sequence[str], students: Preprocessing
 ) -> Teacher | None:
-    """The teacher on the device, for images that a student prepares so; None where none is named.
+    """The teacher, for images that a student prepares so; None where none is named.
 
     UsageError where it does not know exactly the student's classes, in whatever order.
     """
@@ -50,7 +47,7 @@ def teacher_of(
             "that was trained on the classes of the data"
         )
     order = order_of(model.class_names, class_names, distillation.teacher)
-    return Teacher(model.net.to(device), model.preprocessing, students, order)
+    return Teacher(model.net, model.preprocessing, students, order)
 
 
 def order_of(known: Sequence[str], given: Sequence[str], teacher: str) -> Tensor:
@@ -70,17 +67,21 @@ def order_of(known: Sequence[str], given: Sequence[str], teacher: str) -> Tensor
         if names[0] != names[1]
     )
     raise UsageError(
-        f"the teacher {teacher} knows {len(known)} classes, and the data have {len(given)}; sorted, "
-        f"the first that differ are its {theirs!r} and the data's {ours!r} (number {first}); give "
-        "a teacher that was trained on the same classes"
+        f"the teacher {teacher} knows {len(known)} classes, and the data have {len(given)}; in "
+        f"alphabetical order the first that differ, number {first}, are its {theirs!r} and the "
+        f"data's {ours!r}; give a teacher that was trained on the same classes"
     )
 
 
-def record_of(distillation: DistillationConfig, teacher: Teacher | None) -> dict[str, Any] | None:
-    """What a run records of its teacher: its name, and the SHA-256 of its weights."""
+def origins(
+    parent: dict[str, Any] | None, distillation: DistillationConfig, teacher: Teacher | None
+) -> dict[str, Any]:
+    """What a run records of the nets that it comes from: "from", the checkpoint that it goes on
+    from, and where there is a "teacher" its name and the SHA-256 of its weights."""
     if teacher is None:
-        return None
-    return {"checkpoint": distillation.teacher, "weights_sha256": fingerprint(teacher.net)}
+        return {"from": parent}
+    known = {"checkpoint": distillation.teacher, "weights_sha256": fingerprint(teacher.net)}
+    return {"from": parent, "teacher": known}
 
 
 def fingerprint(net: Net) -> str:
