@@ -14,7 +14,9 @@ from vitkit.errors import UsageError
 from vitkit.models import cost
 from vitkit.models.nets import NetConfig
 from vitkit.training.config import TrainConfig
+from vitkit.training.cost import flops_of
 from vitkit.training.parallel import shardings
+from vitkit.training.trained import counts
 from vitkit.training.world import World, most
 
 SPARE = 0.1  # of what is free, for what the plan does not know
@@ -48,8 +50,7 @@ def choose_fitting(
         return kinds[0], *ways[0]
     limit = int(limit * (1 - SPARE))
     images = math.ceil(config.batch_size / world.size / config.accumulation)
-    nets = [net] if teacher is None else [net, teacher]
-    if not config.lora.rank and surely_fits(nets, images, limit):
+    if not config.lora.rank and surely_fits(net, config, teacher, images, limit):
         return kinds[0], *ways[0]
     from vitkit.training.memory import memory  # a second that small runs do without
 
@@ -74,12 +75,17 @@ def choose_fitting(
     )
 
 
-def surely_fits(nets: list[NetConfig], images: int, limit: int) -> bool:
+def surely_fits(
+    net: NetConfig, config: TrainConfig, teacher: NetConfig | None, images: int, limit: int
+) -> bool:
     """By a rough bound: five copies of the weights, and a byte for each FLOP of the forward pass.
 
     An activation of a few bytes costs many more FLOPs in every net there is.
     """
-    return sum(20 * cost.parameters(net) + images * cost.flops(net) for net in nets) <= limit
+    weights, flops = counts(net, config)[0], flops_of(net, config)
+    if teacher is not None:
+        weights, flops = weights + cost.parameters(teacher), flops + cost.flops(teacher)
+    return 20 * weights + images * flops <= limit
 
 
 def advice(
