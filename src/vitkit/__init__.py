@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vitkit.workflows.finetune import finetune as finetune
     from vitkit.workflows.inspect import inspect as inspect
     from vitkit.workflows.pretrain import pretrain as pretrain
+    from vitkit.workflows.selftrain import selftrain as selftrain
     from vitkit.workflows.sweep import sweep as sweep
 
 FACE = {
@@ -22,6 +23,7 @@ FACE = {
     "load": "vitkit.prediction.model",
     "pretrain": "vitkit.workflows.pretrain",
     "finetune": "vitkit.workflows.finetune",
+    "selftrain": "vitkit.workflows.selftrain",
     "sweep": "vitkit.workflows.sweep",
     "evaluate": "vitkit.workflows.evaluate",
     "inspect": "vitkit.workflows.inspect",
@@ -41,6 +43,7 @@ __all__ = [
     "load",
     "pretrain",
     "resize_positions",
+    "selftrain",
     "sweep",
 ]
 

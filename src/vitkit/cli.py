@@ -20,6 +20,7 @@ from vitkit.cli_data import data
 from vitkit.cli_evaluate import evaluation_words, show_evaluation
 from vitkit.cli_inspect import inspect
 from vitkit.cli_recipes import show_recipes
+from vitkit.cli_selftrain import selftrain
 from vitkit.cli_sweep import check_words, sweep
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError, VitkitError, named
@@ -54,6 +55,7 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit convert IN OUT --to FORMAT          a checkpoint to bundle, npz, timm, hf, torchvision
   vitkit pretrain DATA                       train a net from random weights
   vitkit finetune DATA --from CHECKPOINT     train a checkpoint on other classes
+  vitkit selftrain LABELLED UNLABELLED       students of a teacher that labels other images
   vitkit plan --recipe NAME                  memory, time and cost, before anything runs
   vitkit evaluate CHECKPOINT DATA            accuracy, few-shot, k-NN, linear; with -o a report
   vitkit inspect CHECKPOINT [IMAGES...]      what it has learned and looks at: a page
@@ -476,6 +478,7 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "convert": convert,
     "pretrain": pretrain,
     "finetune": finetune,
+    "selftrain": selftrain,
     "plan": plan,
     "evaluate": evaluate,
     "inspect": inspect,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitkit.errors import UsageError
 from vitkit.terminal import print_columns, printable
-from vitkit.training.config import TrainConfig, flat, to_json
+from vitkit.training.config import TrainConfig, to_json
 from vitkit.training.grid import Candidate, grid, values_in
-from vitkit.words import Finetune, parse, with_length
+from vitkit.words import Finetune, given_in, parse, with_length
 
 if TYPE_CHECKING:
     from vitkit.prediction.model import Model
@@ -64,13 +64,6 @@ def candidates_of(words: Finetune, argv: list[str], task: Task, model: Model) ->
 def told(config: TrainConfig, argv: list[str]) -> TrainConfig:
     """A config with the words put over it."""
     return with_length(parse(Finetune(config=config), "finetune", argv), argv).config
-
-
-def given_in(argv: list[str]) -> set[str]:
-    """The fields that the words set, `--augment.no-flip` among them."""
-    options = {word[2:].replace("no-", "", 1) if "no-" in word else word[2:]
-               for word in argv if word.startswith("--")}  # fmt: skip
-    return {name for name in flat(TrainConfig()) if name.replace("_", "-") in options}
 
 
 def dry_run(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vitkit.errors import UsageError, named
-from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, override
+from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, flat, override
 from vitkit.workflows.inspect_options import InspectOptions
 from vitkit.workflows.protocols.options import ProtocolOptions
 
@@ -21,6 +21,7 @@ def shown(metavar: str, **more: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **more)
 
 
+WITH_CONFIG = ("pretrain", "finetune", "selftrain", "plan")  # verbs that take a config's fields
 Device = Annotated[str, tyro.conf.arg(metavar="{auto,cpu,cuda,mps}")]
 Text = Annotated[str | None, shown("STR")]
 Data = Annotated[tuple[str, ...], tyro.conf.Positional, shown("DATA...")]
@@ -147,6 +148,39 @@ class Finetune(Pretrain):
     """With --sweep: share of the training images to choose by; by default the recipe's, or 0.1."""
     seeds: Annotated[int | None, shown("N")] = None
     """With --sweep: train the best with N seeds, --seed and those after it; by default 1."""
+
+
+@dataclass(frozen=True)
+class SelfTrain(Computing):
+    """Train a teacher on labelled images, let it label others, train a student on both, and go on
+    with the student as teacher (Noisy Student): docs/transfer.md. Shown are the defaults for 50,000
+    images of 224 pixels."""
+
+    labelled: Annotated[str, tyro.conf.Positional, shown("LABELLED")] = ""
+    """Labelled images, one word of DATA: docs/data.md."""
+    unlabelled: Annotated[tuple[str, ...], tyro.conf.Positional, shown("UNLABELLED...")] = ()
+    """DATA, or folders of images without class folders; labels, if there are any, are not read."""
+    out: Text = None
+    """Where to write; by default runs/selftrain. A number is added where it is in use."""
+    resume: Text = None
+    """auto: go on with the one in --out; or a self-training's folder."""
+    dry_run: bool = False
+    """Print the config and the plan of the teacher and the first student, and stop."""
+    rounds: int = 3
+    """Students, one after another, each taught by the one before."""
+    teacher: Text = None
+    """A checkpoint of the same classes; without it a teacher is trained first, as round 0."""
+    student: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], shown("NET")] = ()
+    """The net of the first student; several --student are those of the rounds, the last also of
+    further ones. By default the teacher's."""
+    pseudo: Literal["soft", "hard"] = "soft"
+    """What a student learns of an unlabelled image: its teacher's probabilities, or their class."""
+    threshold: float = 0.3
+    """Images are learned of which the teacher is more certain than that, 0 to 1."""
+    per_class: Annotated[str, tyro.conf.arg(metavar="N|auto|all")] = "auto"
+    """Images of each class: the most certain of those with more, repeated where there are fewer;
+    auto: as many in all as passed the threshold; all: those that passed, as they are."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -351,7 +385,7 @@ def rewritten(argv: list[str]) -> list[str]:
         option, equals, value = word.partition("=")
         words += [option, value] if word.startswith("--") and equals else [word]
     words = [short.get(word, word) for word in words]
-    if "--image-size" in words and words[0] in ("pretrain", "finetune", "plan"):
+    if "--image-size" in words and words[0] in WITH_CONFIG:
         place = words.index("--image-size") + 1
         height, _, width = (words[place] if place < len(words) else "").partition("x")
         words[place : place + 1] = [height, width or height]
@@ -400,3 +434,10 @@ def with_length(words: Any, argv: list[str]) -> Any:
     """A length that was given takes the place of the recipe's."""
     given = {n: getattr(words.config, n) for n in LENGTHS if f"--{n}" in argv}
     return replace(words, config=override(words.config, given))
+
+
+def given_in(argv: list[str]) -> set[str]:
+    """The fields of a config that the words set, `--augment.no-flip` among them."""
+    options = {word[2:].replace("no-", "", 1) if "no-" in word else word[2:]
+               for word in argv if word.startswith("--")}  # fmt: skip
+    return {name for name in flat(TrainConfig()) if name.replace("_", "-") in options}

@@ -69,15 +69,22 @@ class KeptOnDevice:
                 pool.shutdown(cancel_futures=True)
                 raise
         self.images = pixels.to(self.device)
-        labels = source.labels.toarray() if source.multi_label else np.asarray(source.labels)
-        kind = np.float32 if source.multi_label else np.int64
-        self.labels = torch.from_numpy(labels.astype(kind)).to(self.device)
+        self.labels = torch.from_numpy(targets_of(source)).to(self.device)
 
     def taken(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels of these indices (B,)."""
         assert self.images is not None
         rows = placed(indices, self.device)
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+
+
+def targets_of(source: Source) -> np.ndarray:
+    """What `target` gives of every image: (N,) int64, or (N, K) float32."""
+    if source.soft_targets:
+        return np.stack([source.target(index) for index in range(len(source))])
+    if source.multi_label:
+        return source.labels.toarray().astype(np.float32)
+    return np.asarray(source.labels).astype(np.int64)
 
 
 class KeptOnDisk:

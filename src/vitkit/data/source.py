@@ -28,6 +28,8 @@ class Source(ABC):
     class_names: list[str]
     labels: Any  # np.ndarray or csr_array
     flip_keeps_class = True  # False where a mirrored image would mean something else
+    # Whether `target` gives shares of the classes, float32 (K,), of which `labels` are the largest.
+    soft_targets = False
     # How many images lie in each shard, in order, where shards are to be read one after another
     # because they are fetched from afar; None where any order costs the same.
     shard_lengths: Sequence[int] | None = None
@@ -45,7 +47,7 @@ class Source(ABC):
         return not isinstance(self.labels, np.ndarray)
 
     def target(self, index: int) -> int | np.ndarray:
-        """The label, or for multi-label a float32 (K,) of zeros and ones."""
+        """The label, or for multi-label a float32 (K,) of zeros and ones, or shares of classes."""
         if self.multi_label:
             return self.labels[[index]].toarray()[0].astype(np.float32)
         return int(self.labels[index])
@@ -182,6 +184,7 @@ class Concatenated(Source):
         labels = [part.labels for part in parts]
         self.labels = vstack(labels, "csr") if parts[0].multi_label else np.concatenate(labels)
         self.flip_keeps_class = all(part.flip_keeps_class for part in parts)
+        self.soft_targets = any(part.soft_targets for part in parts)
         self.starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
         self.part_lengths = [len(part) for part in parts]
         if any(part.shard_lengths is not None for part in parts):
@@ -196,6 +199,15 @@ class Concatenated(Source):
     def locate(self, index: int) -> tuple[Source, int]:
         part = bisect_right(self.starts, index) - 1
         return self.parts[part], index - self.starts[part]
+
+    def target(self, index: int) -> int | np.ndarray:
+        if not self.soft_targets:
+            return super().target(index)
+        part, inner = self.locate(index)
+        found = part.target(inner)
+        # A label among shares is a whole one, so that a batch can hold both.
+        whole = isinstance(found, int)
+        return np.eye(1, len(self.class_names), found, np.float32)[0] if whole else found
 
     def encoded(self, index: int) -> bytes | None:
         part, inner = self.locate(index)
@@ -235,12 +247,18 @@ class Subset(Source):
         self.labels = source.labels[self.indices]
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
+        self.soft_targets = source.soft_targets
         self.shards_at_once = source.shards_at_once
         if (np.diff(self.indices) >= 0).all():
             if source.shard_lengths is not None:
                 self.shard_lengths = chosen_in_each(self.indices, source.shard_lengths)
             if source.part_lengths is not None:
                 self.part_lengths = chosen_in_each(self.indices, source.part_lengths)
+
+    def target(self, index: int) -> int | np.ndarray:
+        if not self.soft_targets:
+            return super().target(index)
+        return self.source.target(int(self.indices[index]))
 
     def encoded(self, index: int) -> bytes | None:
         return self.source.encoded(int(self.indices[index]))
@@ -284,6 +302,7 @@ class Without(Source):
         self.kept_before = self.left_out - np.arange(len(self.left_out))
         self.class_names = source.class_names
         self.flip_keeps_class = source.flip_keeps_class
+        self.soft_targets = source.soft_targets
         self.shards_at_once = source.shards_at_once
         self.shard_lengths = without_chosen(self.left_out, source.shard_lengths)
         self.part_lengths = without_chosen(self.left_out, source.part_lengths)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitkit.data.checks import DataError
+from vitkit.data.checks import DataError, digest
 from vitkit.data.formats.folders import images_below, is_parquet, split_folders
 from vitkit.data.formats.image_files import FileSource, FolderSource, Names
 from vitkit.data.opening import looked_through, open_data, open_one, short_names
@@ -55,6 +55,32 @@ class Unlabelled(Relabelled):
 
     def fingerprint(self) -> str:
         return self.source.fingerprint()
+
+
+class PseudoLabelled(Relabelled):
+    """Images with labels that a net has given them: classes (N,) int64, or shares of the classes
+    (N, K) float32 with rows that sum to 1, whose largest is then the label.
+
+    Raises DataError where they are not one for each image.
+    """
+
+    def __init__(self, source: Source, targets: np.ndarray, class_names: Sequence[str]) -> None:
+        if len(targets) != len(source) or targets.shape[1:] not in ((), (len(class_names),)):
+            raise DataError(
+                f"pseudo-labels of shape {targets.shape} were given for {len(source)} images of "
+                f"{len(class_names)} classes; expected a class or a row of shares for each"
+            )
+        self.soft_targets, self.targets = targets.ndim == 2, targets
+        labels = targets.argmax(1) if self.soft_targets else targets
+        super().__init__(source, labels.astype(np.int64), class_names)
+
+    def target(self, index: int) -> int | np.ndarray:
+        return self.targets[index] if self.soft_targets else int(self.targets[index])
+
+    def fingerprint(self) -> str:
+        values = np.ascontiguousarray(self.targets)
+        parts = [self.source.fingerprint(), str(values.dtype), values.tobytes(), *self.class_names]
+        return digest(parts)
 
 
 def open_unlabelled(data: str | Path | Splits | Source | Sequence[str | Path]) -> Source:

@@ -37,6 +37,7 @@ except ImportError:  # Windows
 LOCK = ".lock"  # in a run directory; whoever writes there holds it
 LOCK_SECONDS = 10.0
 SWEEP_RECORD = "sweep.json"  # of a sweep, whose folder holds runs and is none
+SELFTRAIN_RECORD = "selftrain.json"  # of a self-training, likewise
 HELD: dict[Path, IO[str]] = {}  # run directories that this process holds
 
 
@@ -116,6 +117,8 @@ def check_files(folder: Path) -> None:
     the folder of a sweep."""
     if (folder / SWEEP_RECORD).exists():
         raise UsageError(f"{folder}: is a sweep; give its --sweep words again, or another --out")
+    if (folder / SELFTRAIN_RECORD).exists():
+        raise UsageError(f"{folder}: is a self-training; give its words again, or another --out")
     for name in ("config.json", "metrics.jsonl"):
         path = folder / name
         if path.exists() and not path.is_file():
