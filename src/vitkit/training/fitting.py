@@ -102,13 +102,13 @@ def advice(
         whole = memory(net, config, batch=images, **how).total <= limit
         # In parts it takes more: the gradients of the first are there while the second is computed.
         parts = min(config.batch_size, max(2, config.accumulation))
-        in_parts = replace(config, accumulation=parts)
+        in_parts = config if compares(config) else replace(config, accumulation=parts)
         most = images if whole else largest_batch(limit, net, in_parts, batch=images, **how)
+        most = min(most // 2 * 2 if compares(config) else most, images)
         if most:
-            parts = math.ceil(config.batch_size / world.size / min(most, images))
             words = "" if kind == asked else f" --checkpointing {kind}"
-            words = (f" --accumulation {parts}" if parts > config.accumulation else "") + words
-            found.append(f"{words.strip()} ({min(most, images)} images at once)")
+            words = ("" if whole else smaller(config, most, world)) + words
+            found.append(f"{words.strip()} ({most} images at once)")
     if not found:
         for processes in (2, 4, 8, 16, 32, 64):
             sharded = how | {"sharding": "fsdp", "shards": processes, "checkpointing": "full"}
@@ -118,6 +118,18 @@ def advice(
                 found.append(f"{processes} processes with --sharding fsdp --checkpointing full")
                 break
     return f"what would fit: {', or '.join(found)}" if found else "take a smaller --model"
+
+
+def compares(config: TrainConfig) -> bool:
+    """Whether all images of a batch are compared, so that it cannot come in parts."""
+    return config.objective == "simclr"
+
+
+def smaller(config: TrainConfig, most: int, world: World) -> str:
+    """Words by which a process works through no more than `most` images at once."""
+    if compares(config):
+        return f" --batch-size {most * world.size}"
+    return f" --accumulation {math.ceil(config.batch_size / world.size / most)}"
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int | None:
