@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -36,18 +36,25 @@ class Learner(nn.Module):
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, places: np.ndarray | None = None
-    ) -> Tensor:
-        """Images (B, 3, H, W), normalised -> what the net gives; with labels and places the loss.
+    ) -> Any:
+        """Images (B, 3, H, W), normalised -> what the net gives; with labels and places the loss;
+        with places alone the examples.
 
         All goes through here, since sharded weights are gathered for a module as a whole.
         """
-        if labels is None or places is None:
+        if places is None:
             return self.net(images)
+        if labels is None:
+            return self.examples(images, places)
         return self.loss(images, labels, places)
 
     def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         """Normalised images (B, 3, H, W), labels (B,) int64 or (B, K) shares, which only some read,
         and places (B,) int64 of the images in the stream -> the mean loss of the images, scalar."""
+        raise NotImplementedError
+
+    def examples(self, images: Tensor, places: np.ndarray) -> Any:
+        """What the net makes of images, to be looked at; arguments as for `loss`."""
         raise NotImplementedError
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from vitkit.reports.classes import OfClass
 from vitkit.reports.drawing import Drawing
 from vitkit.reports.figures import lines
+from vitkit.reports.learned import learned_parts
 from vitkit.reports.page import (
     Drawings,
     Facts,
@@ -37,13 +40,15 @@ def write_report(
     several: bool = False,
     recipe: TrainConfig | None = None,
     figures: Path | None = None,
+    examples: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write report.html from a run's config.json and metrics.jsonl.
 
     `classes` are those of the best evaluation, the lowest recall first; with `several` they are
     labels, of which an image may have several. `recipe` is what the run's recipe says for its data
-    and net; what the run does otherwise is then shown. Every figure is also written into the folder
-    `figures`, as PNG and SVG.
+    and net; what the run does otherwise is then shown. `examples` are what a net that learned
+    without labels makes of images (vitkit.workflows.examples). Every figure is also written into
+    the folder `figures`, as PNG and SVG.
     """
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     records = read_metrics(run)
@@ -55,6 +60,7 @@ def write_report(
     names = ", ".join(data["class_names"])
     sections = [
         Section("Curves", [Drawings(draw_run(records))]),
+        Section("What it has learned", learned_parts(examples or {})),
         Section("Incidents", incidents(records)),
         Section(f"Recall of each {'label' if several else 'class'}", recalls(classes, several)),
         Section("Best evaluation", [Facts({k: v for k, v in best.items() if k != "kind"})]),

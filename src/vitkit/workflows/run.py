@@ -60,6 +60,7 @@ from vitkit.training.world import (
     together,
     total,
 )
+from vitkit.workflows.examples import examples, read_examples, write_examples
 from vitkit.workflows.feeding import choose_keep, loader_threads, note_modes, training_stream
 from vitkit.workflows.probing import probe
 from vitkit.workflows.run_folder import Opened, mend_bundle, open_run, unlock, write_run_config
@@ -186,7 +187,9 @@ def report(folder: Path, kind: str, config: TrainConfig, best: dict[str, Any], t
     try:
         names, several = task.train.class_names, task.train.multi_label
         recipe = as_written(kind, config, task.facts())
-        write_report(folder, lowest_first(**by_name(best, names)), several, recipe)
+        shown = read_examples(folder)
+        classes = lowest_first(**by_name(best, names))
+        write_report(folder, classes, several, recipe, examples=shown)
     except (VitkitError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"{folder / 'report.html'}: cannot be written: {error}", file=sys.stderr)
 
@@ -267,6 +270,10 @@ def train_into(
             for name, reason in reasons.items():
                 log.say(f"passed over a bad image: {name}: {reason}")
     write("last")
+    if config.self_supervised:
+        with state.averaged() as net:
+            found = examples(net, setup, task)
+        from_main(lambda: write_examples(folder, found))
 
 
 def choose_engine(
