@@ -1,13 +1,14 @@
 """What fits into memory is chosen; what cannot fit is refused with what would."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vitkit.errors import UsageError
 from vitkit.models.variants import config as net_config
-from vitkit.training.config import EngineConfig, TrainConfig
+from vitkit.training.config import DataConfig, EngineConfig, TrainConfig
 from vitkit.training.fitting import SPARE, choose_fitting, free_memory
 from vitkit.training.memory import memory
 from vitkit.training.world import World
@@ -57,6 +58,21 @@ def test_what_would_fit_does_fit():
     parts = int(re.findall(r"--accumulation (\d+)", str(refused.value))[0])
     kind, *_ = chosen(taken(8, checkpointing="full"), 32, accumulation=parts)
     assert kind == "full" and parts >= 4
+
+
+def test_a_batch_whose_images_are_compared_is_to_be_smaller_not_in_parts():
+    def simclr(views, free):
+        config = TrainConfig(
+            model="ViT-Ti/16", batch_size=views, objective="simclr", data=DataConfig(repeats=2)
+        )
+        return choose_fitting(replace(NET, classes=0), config, CPU, "fp32", False, ONE, free)
+
+    free = taken(16, checkpointing="full")
+    with pytest.raises(UsageError, match="--batch-size") as refused:
+        simclr(32, free)
+    assert "--accumulation" not in str(refused.value)
+    views = re.findall(r"--batch-size (\d+)", str(refused.value))
+    assert simclr(int(views[0]), free)[0] == "full" and 4 <= int(views[0]) < 32
 
 
 def test_another_checkpointing_is_named_where_one_was_asked_for():

@@ -44,18 +44,21 @@ def regularised(config: TrainConfig, name: str) -> TrainConfig:
 
     Labels of a sigmoid loss are not smoothed, nets without dropout go without, and so does SGD
     without weight decay, which it adds to the gradient: what AdamW can bear would undo the weights.
-    MixUp is that of `augment.level` where the rung has none.
+    MixUp is that of `augment.level` where the rung has none. Without labels there are none to
+    smooth or to mix.
     """
     rung = LADDER[named("regularisation", name, LADDER)][1]
     drops = has_dropout(config.model)
+    smooth = config.loss == "softmax" and not config.self_supervised
     decay = rung.weight_decay if config.optimizer.name == "adamw" else config.optimizer.weight_decay
+    mixup = 0.0 if config.self_supervised else rung.mixup
     return replace(
         config,
-        label_smoothing=rung.label_smoothing if config.loss == "softmax" else 0.0,
+        label_smoothing=rung.label_smoothing if smooth else 0.0,
         dropout=rung.dropout if drops else 0.0,
         stochastic_depth=rung.stochastic_depth if drops else 0.0,
         optimizer=replace(config.optimizer, weight_decay=decay),
-        augment=replace(config.augment, mixup=rung.mixup or None),
+        augment=replace(config.augment, mixup=mixup or None),
     )
 
 

@@ -14,7 +14,9 @@ from vitkit.errors import UsageError
 from vitkit.models import cost
 from vitkit.models.nets import NetConfig
 from vitkit.training.config import TrainConfig
+from vitkit.training.cost import flops_of
 from vitkit.training.parallel import shardings
+from vitkit.training.trained import counts
 from vitkit.training.world import World, most
 
 SPARE = 0.1  # of what is free, for what the plan does not know
@@ -48,8 +50,7 @@ def choose_fitting(
         return kinds[0], *ways[0]
     limit = int(limit * (1 - SPARE))
     images = math.ceil(config.batch_size / world.size / config.accumulation)
-    nets = [net] if teacher is None else [net, teacher]
-    if not config.lora.rank and surely_fits(nets, images, limit):
+    if not config.lora.rank and surely_fits(net, config, teacher, images, limit):
         return kinds[0], *ways[0]
     from vitkit.training.memory import memory  # a second that small runs do without
 
@@ -74,12 +75,17 @@ def choose_fitting(
     )
 
 
-def surely_fits(nets: list[NetConfig], images: int, limit: int) -> bool:
+def surely_fits(
+    net: NetConfig, config: TrainConfig, teacher: NetConfig | None, images: int, limit: int
+) -> bool:
     """By a rough bound: five copies of the weights, and a byte for each FLOP of the forward pass.
 
     An activation of a few bytes costs many more FLOPs in every net there is.
     """
-    return sum(20 * cost.parameters(net) + images * cost.flops(net) for net in nets) <= limit
+    weights, flops = counts(net, config)[0], flops_of(net, config)
+    if teacher is not None:
+        weights, flops = weights + cost.parameters(teacher), flops + cost.flops(teacher)
+    return 20 * weights + images * flops <= limit
 
 
 def advice(
@@ -96,13 +102,13 @@ def advice(
         whole = memory(net, config, batch=images, **how).total <= limit
         # In parts it takes more: the gradients of the first are there while the second is computed.
         parts = min(config.batch_size, max(2, config.accumulation))
-        in_parts = replace(config, accumulation=parts)
+        in_parts = config if compares(config) else replace(config, accumulation=parts)
         most = images if whole else largest_batch(limit, net, in_parts, batch=images, **how)
+        most = min(most // 2 * 2 if compares(config) else most, images)
         if most:
-            parts = math.ceil(config.batch_size / world.size / min(most, images))
             words = "" if kind == asked else f" --checkpointing {kind}"
-            words = (f" --accumulation {parts}" if parts > config.accumulation else "") + words
-            found.append(f"{words.strip()} ({min(most, images)} images at once)")
+            words = ("" if whole else smaller(config, most, world)) + words
+            found.append(f"{words.strip()} ({most} images at once)")
     if not found:
         for processes in (2, 4, 8, 16, 32, 64):
             sharded = how | {"sharding": "fsdp", "shards": processes, "checkpointing": "full"}
@@ -112,6 +118,18 @@ def advice(
                 found.append(f"{processes} processes with --sharding fsdp --checkpointing full")
                 break
     return f"what would fit: {', or '.join(found)}" if found else "take a smaller --model"
+
+
+def compares(config: TrainConfig) -> bool:
+    """Whether all images of a batch are compared, so that it cannot come in parts."""
+    return config.objective == "simclr"
+
+
+def smaller(config: TrainConfig, most: int, world: World) -> str:
+    """Words by which a process works through no more than `most` images at once."""
+    if compares(config):
+        return f" --batch-size {most * world.size}"
+    return f" --accumulation {math.ceil(config.batch_size / world.size / most)}"
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int | None:

@@ -18,6 +18,7 @@ from vitkit.models.nets import NetConfig, make, make_meta
 from vitkit.objectives.distillation import Teacher
 from vitkit.training.accelerators import SHARE_OF_PEAK, accelerator
 from vitkit.training.config import EngineConfig, TrainConfig
+from vitkit.training.cost import exaflops_of, flops_of
 from vitkit.training.fitting import KINDS, SPARE, advice, free_memory
 from vitkit.training.memory import FLOAT32, Memory, largest_batch, memory
 from vitkit.training.parallel import Engine, choose_compile, shardings
@@ -71,7 +72,7 @@ def plan(
         "device": named_accelerator or engine.device.type,
         "precision": engine.precision.name, "compile": engine.compile, "processes": processes,
         "parameters": cost.parameters(net), "trained_parameters": counts(net, config)[1],
-        "flops_per_image": cost.flops(net),
+        "flops_per_image": flops_of(net, config),
         "images_at_once": at_once, "memory_free": free,
         "memory": planned,
         "what_would_fit": what_would_fit(
@@ -141,7 +142,7 @@ def length(
     return {
         "steps": steps, "images_seen": seen, "seconds": whole,
         "epochs": None if seen is None else seen / images,
-        "exaflops": None if seen is None else cost.exaflops(net, seen, 1),
+        "exaflops": None if seen is None else exaflops_of(net, config, seen),
         "device_days": None if whole is None else processes * whole / 86400,
     }  # fmt: skip
 
@@ -175,7 +176,7 @@ def seconds_on(
     chip = accelerator(name)
     peak = chip.bf16 if precision == "bf16" and chip.bf16 is not None else chip.fp32
     rate = SHARE_OF_PEAK * peak * processes
-    flops = 3 * cost.flops(net) + (0 if teacher is None else cost.flops(teacher))
+    flops = 3 * flops_of(net, config) + (0 if teacher is None else cost.flops(teacher))
     return flops * config.batch_size / rate
 
 

@@ -29,6 +29,7 @@ from vitkit.reports.classes import by_name, lowest_first
 from vitkit.reports.plans import in_words
 from vitkit.reports.training import write_report
 from vitkit.training.config import TrainConfig
+from vitkit.training.cost import flops_of
 from vitkit.training.fitting import choose_fitting
 from vitkit.training.learners import of_net
 from vitkit.training.log import RunLog, numbers
@@ -289,7 +290,7 @@ def choose_computing(
     config: TrainConfig, net: Trained, images: int, device: torch.device, world: World
 ) -> Engine:
     """Precision, threads and compilation; what memory decides is left open."""
-    image = 3 * cost.flops(net.config)  # backward costs two forward passes
+    image = 3 * flops_of(net.config, config)  # backward costs two forward passes
     threads = choose_threads(image * config.batch_size / world.size, device, world.local_size)
     steps = fixed_steps(config, images)
     if steps is not None:
@@ -433,7 +434,7 @@ def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setu
         [
             f"{kind} of {config.model} at {height}x{width}: "
             f"{in_words(cost.parameters(net), counts(net, config)[1])}, "
-            f"{cost.flops(net) / 1e9:.2f} GFLOPs an image",
+            f"{flops_of(net, config) / 1e9:.2f} GFLOPs an image",
             f"data {task.name}: {len(task.train):,} images of "
             f"{len(task.train.class_names)} classes, {len(task.val):,} held out",
             f"{duration} of {config.batch_size} images on {setup.engine.summary()}",
