@@ -15,9 +15,11 @@ from vitkit.training.memory import largest_batch, memory
 # What a process takes once, for libraries and their threads, is taken by a small run before.
 STEPS = """
 import ctypes, gc, json, pathlib, sys, torch
+import numpy as np
 from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
 from vitkit.models.variants import build
+from vitkit.objectives.distillation import Teacher
 from vitkit.training.config import LoraConfig, OptimizerConfig, TrainConfig
 from vitkit.training.step import Setup, fresh_state, train_step
 from vitkit.training.parallel import Engine
@@ -30,7 +32,7 @@ def kilobytes(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
-def steps(model, side, batch, accumulation, compiled, number):
+def steps(model, side, batch, accumulation, compiled, number, teacher=None):
     config = TrainConfig(
         model=model, image_size=(side, side), batch_size=batch, accumulation=accumulation,
         polyak=case["polyak"], optimizer=OptimizerConfig(case["optimizer"]),
@@ -38,10 +40,12 @@ def steps(model, side, batch, accumulation, compiled, number):
     )
     precision = Precision(case["precision"], "")
     engine = Engine(torch.device("cpu"), precision, 2, compiled, case["checkpointing"])
-    setup = Setup(config, number, engine, Preprocessing.direct((side, side)))
-    state = fresh_state(build(model, 1000, side), config, engine)
+    kept = Preprocessing.direct((side, side))
+    setup = Setup(config, number, engine, kept)
+    teacher = teacher and Teacher(build(teacher, 1000, side), kept, kept)
+    state = fresh_state(build(model, 1000, side), config, engine, teacher=teacher)
     images = torch.randint(0, 255, (batch, 3, side, side), dtype=torch.uint8)
-    batch = Batch(images, torch.zeros(batch, dtype=torch.int64))
+    batch = Batch(images, torch.zeros(batch, dtype=torch.int64), np.arange(batch))
     for _ in range(number):
         train_step(setup, state, batch, 1e-4)
         state.step += 1
@@ -54,7 +58,7 @@ gc.collect()
 ctypes.CDLL("libc.so.6").malloc_trim(0)
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-steps(*real, 3)
+steps(*real, 3, case["teacher"])
 print(1024 * (kilobytes("VmHWM") - before))
 """
 
@@ -77,6 +81,10 @@ CASES = {
     "hybrid, products kept": {
         "model": "R50+ViT-B/32", "side": 160, "batch": 8, "precision": "bf16", "optimizer": "sgd",
         "checkpointing": "selective", "small": ("R26+ViT-S/32", 64),
+    },
+    "ViT-Ti/16, taught by a BiT": {
+        "model": "ViT-Ti/16", "side": 160, "batch": 32, "teacher": "BiT-R50x1",
+        "small": ("BiT-R50x1", 64),
     },
     "ViT-S/16 compiled": {
         "model": "ViT-S/16", "side": 160, "batch": 16, "precision": "bf16", "compiled": True,
@@ -103,7 +111,7 @@ QUICK = (
 )  # fmt: skip
 DEFAULTS = {
     "side": 224, "precision": "fp32", "checkpointing": "none", "compiled": False, "polyak": 0.0,
-    "optimizer": "adamw", "accumulation": 1, "freeze": (), "rank": 0,
+    "optimizer": "adamw", "accumulation": 1, "freeze": (), "rank": 0, "teacher": None,
 }  # fmt: skip
 
 
@@ -128,6 +136,7 @@ def planned(case):
         net_config(case["model"], 1000, case["side"]), config,
         batch=case["batch"] // case["accumulation"], precision=case["precision"],
         compiled=case["compiled"], checkpointing=case["checkpointing"],
+        teacher=case["teacher"] and net_config(case["teacher"], 1000, case["side"]),
     )  # fmt: skip
 
 
