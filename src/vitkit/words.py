@@ -153,8 +153,8 @@ class Finetune(Pretrain):
 @dataclass(frozen=True)
 class SelfTrain(Computing):
     """Train a teacher on labelled images, let it label others, train a student on both, and go on
-    with the student as teacher (Noisy Student): docs/transfer.md. Shown are the defaults for 50,000
-    images of 224 pixels."""
+    with the student as teacher (Noisy Student): docs/selftraining.md. Shown are the defaults for
+    50,000 images of 224 pixels."""
 
     labelled: Annotated[str, tyro.conf.Positional, shown("LABELLED")] = ""
     """Labelled images, one word of DATA: docs/data.md."""

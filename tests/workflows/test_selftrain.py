@@ -192,6 +192,13 @@ def test_each_round_is_a_run_and_the_record_says_what_came_of_it(undisturbed):
     assert record["unlabelled"]["images"] == UNLABELLED
 
 
+def test_labels_and_pseudo_labels_are_weighed_in_students_alone(tmp_path):
+    found = trained(tmp_path / "run", rounds=1, steps=2, **{"data.weights": (3.0, 1.0)})
+    weights = [json.loads((found.folder / f"round-{n}/config.json").read_text())["config"]["data"]
+               ["weights"] for n in (0, 1)]  # fmt: skip
+    assert weights == [[], [3, 1]]
+
+
 def test_the_record_counts_what_passed_what_was_learned_and_what_stayed(undisturbed):
     first, second = (row["pseudo"] for row in undisturbed.rounds[1:])
     for pseudo in (first, second):
@@ -302,7 +309,8 @@ def test_more_rounds_go_on_where_it_ended(copied, undisturbed):
         ({"pseudo": "hard"}, r"--pseudo \(soft -> hard\)"),
         ({"per_class": 7}, r"--per-class \(auto -> 7\)"),
         ({"steps": 13}, r"steps \(12 -> 13\)"),
-        ({"students": ("ViT-Pico/2",)}, "the students' nets"),
+        ({"students": ("ViT-Pico/2",)}, "the nets"),
+        ({"data.weights": (1, 2)}, r"data.weights \(\[\] -> \[1, 2\]\)"),
     ],
 )
 def test_other_words_are_refused(copied, words, said):
@@ -394,6 +402,7 @@ def test_unlabelled_images_that_are_all_labelled_already_teach_nothing():
         ({"recipe": "quickstart"}, "a recipe of its own"),
         ({"objective": "simclr"}, "objective"),
         ({"learning_rat": 1}, "unknown field"),
+        ({"data.weights": (1.0,)}, "names 1 shares; give two"),
     ],
 )
 def test_words_that_cannot_be_are_refused_before_anything_is_made(words, said, tmp_path):

@@ -53,7 +53,9 @@ class Job:
         """How the net of a round is trained on so many images."""
         flip = flip_keeps_class and self.facts.flip_keeps_class
         facts = replace(self.facts, images=images, flip_keeps_class=flip)
-        fields = {name: value for name, value in self.fields.items() if name != "model"}
+        # A teacher sees no pseudo-labels that could be weighed against the labels.
+        apart = ("model",) if number else ("model", "data.weights")
+        fields = {name: value for name, value in self.fields.items() if name not in apart}
         return override(noisy_student(facts, self.model(number)), fields)
 
     @cached_property
@@ -72,8 +74,8 @@ class Job:
             teacher = parent_of(self.teacher, self.teacher_name)
             teacher |= {"weights": fingerprint(self.teacher.net)}
         return selftrain_record.asked_for(
-            self.images, self.words, teacher, self.usual,
-            [self.model(number) for number in range(1, self.words.rounds + 1)],
+            self.images, self.words, teacher, self.config(1, self.facts.images),
+            [self.model(number) for number in range(self.words.rounds + 1)],
         )  # fmt: skip
 
 
@@ -105,6 +107,11 @@ def prepared(
         if config.objective != "supervised":
             raise UsageError(
                 f"objective is {config.objective}, but a student learns labels; leave it out"
+            )
+        if len(config.data.weights) not in (0, 2):
+            raise UsageError(
+                f"--data.weights names {len(config.data.weights)} shares; give two, of the "
+                "labelled and of the pseudo-labelled images"
             )
         net_config(config, len(classes))
         fixed_steps(config, len(images.task.train))

@@ -29,7 +29,7 @@ def asked_for(
     words: SelfTrainWords,
     teacher: dict[str, Any] | None,
     config: TrainConfig,
-    students: list[str | None],
+    nets: list[str | None],
 ) -> dict[str, Any]:
     """All that decides the result; the start of the record."""
     content = {
@@ -40,7 +40,7 @@ def asked_for(
         "pseudo": words.pseudo,
         "threshold": words.threshold,
         "per_class": str(words.per_class),
-        "students": students,
+        "nets": nets,  # of the teacher and the students; null is the recipe's
         "config": to_json(config),
     }
     return json.loads(json.dumps(content))  # as it will be read
@@ -66,7 +66,7 @@ def open_record(
             return folder, record
         record = read(folder)
         check_same(folder, record, asked)
-        record["students"] = asked["students"]  # more rounds may be wanted now
+        record["nets"] = asked["nets"]  # more rounds may be wanted now
     except BaseException:
         unlock(folder)
         raise
@@ -107,7 +107,7 @@ def read(folder: Path) -> dict[str, Any]:
 def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """UsageError where a self-training that goes on would be another one. It may get longer."""
     done = len(before["rounds"])
-    if done > len(now["students"]) + 1:
+    if done > len(now["nets"]):
         raise UsageError(
             f"{folder}: is in round {done - 1} already; give --rounds {done - 1} or more"
         )
@@ -121,7 +121,7 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
             "the teacher": of["teacher"],
             **{f"--{name.replace('_', '-')}": of[name]
                for name in ("pseudo", "threshold", "per_class")},
-            "the students' nets": of["students"][: max(0, done - 1)],
+            "the nets": of["nets"][:done],
             "the config": {name: value for name, value in flat_json(of["config"]).items()
                            if name not in HARMLESS},
         }  # fmt: skip
