@@ -41,6 +41,7 @@ def test_options_in_the_commands_of_the_docs_exist(page):
         "convert": words.Convert(),
         "pretrain": words.Pretrain(),
         "finetune": words.Finetune(),
+        "selftrain": words.SelfTrain(),
         "plan": words.Plan(),
         "evaluate": words.Evaluate(),
         "inspect": words.Inspect(),
