@@ -75,3 +75,14 @@ def test_scaling_writes_its_tables(tmp_path):
     assert [row["batch_size"] for row in found["batch"]] == [1, 2]
     for row in found["length"] + found["depth"] + found["batch"]:
         assert row["step_seconds"] > 0 and row["flops_of_step"] > 0
+
+
+def test_masking_compares_each_objective_with_the_supervised_step(tmp_path):
+    file = tmp_path / "masking.json"
+    chosen = ["mae", "masked-patches pixels"]
+    run("masking.py", "--nets", "ViT-Femto/2", "--batch-sizes", "2", "--image-size", "8",
+        "--threads", "1", "--rounds", "1", "--rows", *chosen, "--json", str(file))  # fmt: skip
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["objective"] for row in rows] == chosen
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["step_seconds"] / row["supervised_seconds"])

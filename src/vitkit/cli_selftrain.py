@@ -64,8 +64,9 @@ def dry_run(job: Job) -> dict[str, Any]:
     plans = {}
     for number, who, count in stages:
         config = job.config(number, count)
+        # Only the student's steps are timed: it trains the longest.
         found = plan(net_config(config, len(task.train.class_names)), config, count,
-                     device=job.device)  # fmt: skip
+                     device=job.device, probe=number > 0)  # fmt: skip
         plans["student" if number else "teacher"] = {"config": to_json(config), "plan": found}
         print("\n".join([f"{who}:", *(f"  {line}" for line in lines(found))]))
     print(json.dumps(to_json(job.usual), indent=2))

@@ -2,12 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitkit.data.checks import DataError
+from vitkit.data.crops import RandomCrop
+from vitkit.data.kept import KeptOnDevice
 from vitkit.data.opening import digits, open_data
-from vitkit.data.source import ArraySource, Splits
-from vitkit.data.unlabelled import open_unlabelled
+from vitkit.data.overlap import in_common
+from vitkit.data.pipeline import TrainingStream
+from vitkit.data.source import ArraySource, Concatenated, Splits, Subset, Without
+from vitkit.data.unlabelled import PseudoLabelled, open_unlabelled
 
 
 def write_images(root, *names):
@@ -89,3 +94,97 @@ def test_where_there_is_no_image_a_sentence_says_so(tmp_path, word):
 def test_it_stays_an_error_for_labelled_data_that_no_class_is_known_of(tmp_path):
     with pytest.raises(DataError):
         open_data(write_images(tmp_path, "1.png"))
+
+
+# Pseudo-labels
+
+
+SHARES = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32)
+
+
+def grey(*values, labels=None):
+    """Images of one value each, of classes a, b, c."""
+    pixels = np.array(values, np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    return ArraySource(pixels, [0] * len(values) if labels is None else labels, ["a", "b", "c"])
+
+
+def both():
+    """Two labelled images, then two with shares."""
+    pseudo = PseudoLabelled(open_unlabelled(grey(3, 4)), SHARES, ["a", "b", "c"])
+    return Concatenated([grey(1, 2, labels=[1, 2]), pseudo], ["labelled", "unlabelled"])
+
+
+def test_the_label_is_the_largest_share_and_the_target_is_all_of_them():
+    source = PseudoLabelled(open_unlabelled(grey(3, 4)), SHARES, ["a", "b", "c"])
+    assert source.labels.tolist() == [0, 2]
+    assert source.target(1).tolist() == SHARES[1].tolist()
+    hard = PseudoLabelled(open_unlabelled(grey(3, 4)), np.array([2, 1]), ["a", "b", "c"])
+    assert hard.labels.tolist() == [2, 1] and hard.target(0) == 2 and not hard.soft_targets
+
+
+def test_labels_beside_shares_are_whole_ones():
+    source = both()
+    targets = [np.asarray(source.target(index)).tolist() for index in range(4)]
+    assert targets == [[0, 1, 0], [0, 0, 1], *SHARES.tolist()]
+    assert source.labels.tolist() == [1, 2, 0, 2]
+
+
+def test_parts_of_it_keep_the_shares():
+    some = Subset(both(), [3, 3, 0])
+    assert np.stack([some.target(i) for i in range(3)]).tolist() == [
+        SHARES[1].tolist(), SHARES[1].tolist(), [0, 1, 0]
+    ]  # fmt: skip
+    fewer = Without(both(), [2])
+    assert np.asarray(fewer.target(2)).tolist() == SHARES[1].tolist() and fewer.soft_targets
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_batch_holds_labels_and_shares_together(on_device):
+    source = both()
+    crop = RandomCrop((4, 4), (1.0, 1.0), flip=False)
+    kept = KeptOnDevice((4, 4), torch.device("cpu")) if on_device else None
+    batch = next(TrainingStream(source, crop, 4, seed=0, kept=kept).batches())
+    assert batch.labels.dtype == torch.float32
+    expected = dict(zip((1, 2, 3, 4), [[0, 1, 0], [0, 0, 1], *SHARES.tolist()], strict=True))
+    for image, target in zip(batch.images, batch.labels, strict=True):
+        assert target.tolist() == expected[int(image[0, 0, 0])]
+
+
+def test_its_fingerprint_follows_every_share():
+    images = open_unlabelled(grey(3, 4))
+    changed = SHARES + np.array([[1e-7, 0, 0], [0, 0, 0]], np.float32)
+    prints = {PseudoLabelled(images, s, ["a", "b", "c"]).fingerprint() for s in (SHARES, changed)}
+    assert len(prints) == 2
+
+
+def test_targets_that_do_not_fit_the_images_are_refused():
+    with pytest.raises(DataError, match=r"shape \(2, 3\) were given for 3 images of 3 classes"):
+        PseudoLabelled(grey(1, 2, 3), SHARES, ["a", "b", "c"])
+
+
+# Images in common
+
+
+def test_the_same_files_are_found_whatever_they_are_called(tmp_path):
+    one = open_unlabelled(write_images(tmp_path / "one", "a.png", "b.png", "c.png"))
+    write_images(tmp_path / "other", "x/1.png", "y/2.png")
+    (tmp_path / "other" / "y" / "3.png").write_bytes((tmp_path / "one" / "a.png").read_bytes())
+    (tmp_path / "other" / "y" / "2.png").unlink()
+    other = open_data(tmp_path / "other").train
+    found = in_common(one, [other])
+    assert {one.key(i): other.key(there) for i, there in found[0].items()} in (
+        {"a.png": "x/1.png"}, {"a.png": "y/3.png"}
+    )  # fmt: skip
+
+
+def test_of_images_that_are_no_files_the_pixels_are_compared(tmp_path):
+    files = open_unlabelled(write_images(tmp_path, "a.png", "b.png"))
+    assert in_common(files, [grey(2, 7), grey(9)]) == [{1: 0}, {}]
+
+
+def test_images_that_cannot_be_read_are_like_no_other(tmp_path):
+    one = open_unlabelled(write_images(tmp_path / "one", "a.png", "b.png"))
+    other = open_unlabelled(write_images(tmp_path / "other", "a.png", "b.png"))
+    for name in ("one", "other"):
+        (tmp_path / name / "a.png").unlink()
+    assert in_common(one, [other]) == [{1: 1}]

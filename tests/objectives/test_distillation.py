@@ -99,7 +99,7 @@ def test_with_a_token_a_head_without_a_share_learns_nothing(share, silent):
 
 @pytest.mark.parametrize("kind", list(CONVOLUTIONAL))
 def test_gradients_and_statistics_reach_the_student_alone(kind):
-    student, teacher = trained(VITS["token"], 0), trained(CONVOLUTIONAL[kind], 1)
+    student, teacher = trained(VITS["token"], 0), trained(CONVOLUTIONAL[kind], 1).train()
     before = {name: t.clone() for name, t in teacher.state_dict().items()}
     learner = distilling(student, teacher, targets="soft").train()
     learner(images_for(student), LABELS, PLACES).backward()

@@ -76,6 +76,8 @@ def test_another_patch_is_any_of_the_others():
     pairs = np.zeros((4, 4), dtype=int)
     np.add.at(pairs, (patch, what.source[image, patch]), 1)
     assert (pairs.diagonal() == 0).all()
+    swapped = 3000 * 2 * 0.1
+    assert abs(pairs.sum() - swapped) < 4.5 * math.sqrt(swapped * 0.9)
     each = pairs.sum() / 12
     others = pairs[~np.eye(4, dtype=bool)]
     assert (abs(others - each) < 4.5 * math.sqrt(each)).all()
@@ -207,10 +209,10 @@ def test_a_uniform_answer_costs_the_logarithm_of_the_classes():
     assert found.item() == pytest.approx(math.log(512))
 
 
-def test_the_loss_is_in_float32_under_autocast():
-    learns = learner(target="colours")
-    with torch.autocast("cpu", torch.bfloat16):
-        found = learns(images_for(learns.net), NO_LABELS, PLACES)
+@pytest.mark.parametrize("target", ["mean-colour", "colours", "pixels"])
+def test_the_loss_of_a_bfloat16_net_is_in_float32(target):
+    learns = learner(target=target).bfloat16()
+    found = learns(images_for(learns.net).bfloat16(), NO_LABELS, PLACES)
     assert found.dtype == torch.float32
 
 
@@ -227,25 +229,29 @@ def test_parts_of_a_batch_have_the_loss_of_the_whole():
 
 @pytest.mark.parametrize("target", ["mean-colour", "colours", "pixels"])
 def test_examples_are_the_images_with_what_is_predicted_of_corrupted_patches(target):
-    learns = learner(target=target)
-    values = pixels()
+    learns = learner(vit_config(patch=8, image_size=(24, 16)), target=target)
+    values = pixels(2, 24, 16)
     shown = learns.examples(normalised(values), PLACES)
     what = corruption(0, PLACES, 6, 0.5)
     for image in range(2):
         assert set(np.flatnonzero(shown.hidden[image])) == set(what.corrupted[image])
-    own = patchify(torch.from_numpy(values).float() / 255, 4)
-    painted = patchify(shown.predicted, 4)
+    own = patchify(torch.from_numpy(values).float() / 255, 8)
+    painted = patchify(shown.predicted, 8)
     torch.testing.assert_close(painted[~shown.hidden], own[~shown.hidden])
     assert painted.min() >= 0 and painted.max() <= 1
     predicted, corrupted = learns.predict(normalised(values), PLACES)
-    first = painted[0, corrupted[0, 0]].view(4, 4, 3)  # of a patch of 4 x 4 pixels
+    first = painted[0, corrupted[0, 0]].view(8, 8, 3)
     if target == "pixels":
         mean, std = map(torch.tensor, IMAGENET)
-        expected = (predicted[0, 0].view(4, 4, 3) * std + mean).clamp(0, 1)
+        expected = (predicted[0, 0].view(8, 8, 3) * std + mean).clamp(0, 1)
     else:
         cells = 1 if target == "mean-colour" else 4
         colours = middle_colours(predicted[0, 0].view(cells, cells, 512).argmax(-1)) / 255
-        expected = colours.expand(4, 4, 3)
+        along = 8 // cells
+        expected = torch.stack(
+            [colours[i // along, j // along] for i in range(8) for j in range(8)]
+        )
+        expected = expected.view(8, 8, 3)
     torch.testing.assert_close(first, expected)
 
 

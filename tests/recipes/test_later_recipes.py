@@ -1,4 +1,4 @@
-"""AugReg and big_vision's baseline: what their authors' files say."""
+"""AugReg, big_vision's baseline and DeiT: what their authors' files and tables say."""
 
 import re
 
@@ -73,3 +73,22 @@ def test_big_vision_s_baseline_is_its_config_file():
     assert (config.optimizer.clip_norm, config.augment.level) == (1.0, "light2")
     assert (config.schedule.kind, config.schedule.warmup_steps) == ("cosine", 10_000)
     assert config.evaluation_resize == "crop"
+
+
+@pytest.mark.parametrize("net", ["ViT-Ti/16", "ViT-S/16", "ViT-B/16"])
+def test_deit_s_settings_are_those_of_its_table_9(net):
+    config = pretraining("deit-distilled", IMAGENET, net)
+    assert (config.epochs, config.image_size, config.loss) == (300, (224, 224), "softmax")
+    assert config.batch_size == pytest.approx(1024, rel=0.02) and config.batch_size % 3 == 0
+    optimizer = config.optimizer
+    assert optimizer.learning_rate == pytest.approx(5e-4 * config.batch_size / 512)
+    assert (optimizer.name, optimizer.weight_decay, optimizer.clip_norm) == ("adamw", 0.05, 0)
+    assert config.schedule.kind == "cosine"
+    assert config.schedule.warmup_share * config.epochs == pytest.approx(5)
+    assert (config.label_smoothing, config.dropout, config.stochastic_depth) == (0.1, 0, 0.1)
+    augment = config.augment
+    assert (augment.randaugment_layers, augment.randaugment_magnitude) == (2, 9)
+    assert (augment.mixup, augment.cutmix, augment.erase) == (0.8, 1.0, 0.25)
+    assert config.data.repeats == 3
+    asked = config.distillation
+    assert (asked.targets, asked.share, asked.token, asked.teacher) == ("hard", 0.5, True, None)

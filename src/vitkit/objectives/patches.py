@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from vitkit.data.augmentation.placing import placed
 from vitkit.data.draws import Purpose, uniforms_at
-from vitkit.data.transforms import normalising_constants
 from vitkit.errors import UsageError
 from vitkit.models.nets import Net, NetConfig, kind_of
 from vitkit.models.vit import VisionTransformer
@@ -117,15 +115,11 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-@lru_cache(maxsize=8)  # bringing numbers to a GPU waits for it
-def constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    return normalising_constants(mean, std, device)
-
-
 def unnormalised(values: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised (..., 3) -> 0..255, though not cut off there, float32 at least."""
-    shift, scale = constants(mean, std, values.device).flatten(1)
-    return values * scale + shift
+    """Normalised (..., 3) -> 0..255, though not cut off there."""
+    # Channel by channel, by numbers: bringing a tensor of them to a GPU would wait for it.
+    channels = zip(values.unbind(-1), mean, std, strict=True)
+    return torch.stack([(x * scale + shift) * 255 for x, shift, scale in channels], dim=-1)
 
 
 def examples(
@@ -134,8 +128,8 @@ def examples(
 ) -> Examples:  # fmt: skip
     """Normalised images (B, 3, H, W) in which predictions (B, n, P * P * 3), 0..255, stand at the
     patches that index (B, n) names."""
-    shift, scale = constants(mean, std, images.device)
-    patches = patchify(images.float() * scale + shift, config.cell)
+    pixels = patchify(images.float(), config.cell).unflatten(2, (-1, 3))
+    patches = unnormalised(pixels, mean, std).flatten(2)
     patches.scatter_(1, index[..., None].expand_as(predicted), predicted.float())
     hidden = torch.zeros(patches.shape[:2], dtype=torch.bool, device=images.device)
     shown = unpatchify(patches, config.grid, config.cell)

@@ -24,9 +24,8 @@ class SimCLR(Learner):
     authors' code normalises in the head over the batch; here nothing does, as such statistics would
     be each process's own and tell a view which others it came with.
 
-    Every process compares its images with those of all, so all must come here with as many.
-    UsageError for a batch of fewer than two
-    images, or of half a pair.
+    Every process compares its images with those of all, so all must ask for a loss, with as many.
+    UsageError for a batch of fewer than two images, or of half a pair.
     """
 
     together: ClassVar[bool] = True
@@ -79,9 +78,9 @@ def nt_xent(anchors: Tensor, views: Tensor, rows: Tensor, temperature: float) ->
     other view of row i is row i + N, modulo 2N.
     """
     with torch.autocast(anchors.device.type, enabled=False):  # cosines / 0.1 in bfloat16: too rough
-        similarities = anchors @ views.T / temperature
+        similarities = (anchors / temperature) @ views.T
     itself = rows[:, None] == torch.arange(len(views), device=rows.device)
-    similarities = similarities.masked_fill(itself, -torch.inf)
+    similarities = similarities.masked_fill_(itself, -torch.inf)  # in place: it is large
     return F.cross_entropy(similarities, (rows + len(views) // 2) % len(views))
 
 

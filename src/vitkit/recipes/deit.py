@@ -67,6 +67,7 @@ def deit_distilled(facts: DataFacts, model: str | None = None) -> TrainConfig:
         stochastic_depth=0.1 if is_vit(model) else 0.0,
         epochs=EPOCHS,
         batch_size=BATCH,
+        loss="sigmoid" if facts.multi_label else "softmax",
         label_smoothing=0.1,
         evaluation_resize="crop",
         optimizer=OptimizerConfig(

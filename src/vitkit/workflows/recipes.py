@@ -101,6 +101,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     unused |= {"schedule.warmup_share"} if schedule.warmup_steps is not None else set()
     unused |= {"optimizer.layer_decay"} if config.optimizer.layer_decay == 1 else set()
     unused |= {"lora.layers"} if not config.lora.rank else set()
+    unused |= {"distillation.temperature"} if config.distillation.targets == "hard" else set()
     unused |= {"augment.jitter_share"} if not any(config.augment.jitter) else set()
     unused |= {"loss"} if config.self_supervised else {"objective"}
     usual = flat(TrainConfig())

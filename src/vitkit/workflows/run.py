@@ -428,6 +428,8 @@ def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setu
     height, width = config.image_size
     by_time = setup.steps == 1 and config.minutes is not None  # a dry run does not probe
     duration = f"{config.minutes:g} minutes" if by_time else f"{setup.steps:,} steps"
+    asked = config.distillation
+    taught = f"{asked.share:.0%} of the loss is against {asked.targets} targets of {asked.teacher}"
     return "\n".join(
         [
             f"{kind} of {config.model} at {height}x{width}: "
@@ -436,5 +438,6 @@ def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setu
             f"data {task.name}: {len(task.train):,} images of "
             f"{len(task.train.class_names)} classes, {len(task.val):,} held out",
             f"{duration} of {config.batch_size} images on {setup.engine.summary()}",
+            *([taught] if asked.teacher is not None else []),
         ]
     )

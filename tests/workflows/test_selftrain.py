@@ -1,0 +1,472 @@
+"""Self-training on real digits: which pseudo-labels are learned, what leaks, and going on."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitkit
+from small_nets import small_net, vit_config
+from vitkit.cli import main
+from vitkit.data.facts import DataFacts
+from vitkit.data.opening import digits
+from vitkit.data.source import ArraySource, Splits, Subset, Without
+from vitkit.data.transforms import Preprocessing
+from vitkit.errors import UsageError, VitkitError
+from vitkit.prediction.model import Model
+from vitkit.recipes.noisy_student import noisy_student
+from vitkit.training import loop
+from vitkit.training.config import DataConfig
+from vitkit.workflows import plan
+from vitkit.workflows import selftrain as workflow
+from vitkit.workflows.pseudo_labels import balanced, guess, per_class_by, read, save, to_learn
+from vitkit.workflows.selftrain_data import open_images
+
+NAMES = [str(digit) for digit in range(10)]
+LABELLED, UNLABELLED = 60, 150
+FAST = {
+    "steps": 12, "batch_size": 16, "evaluate_every": 12, "save_every": 3, "log_every": 1,
+    "precision": "fp32",
+}  # fmt: skip
+WORDS = {"rounds": 2, "threshold": 0.1, "device": "cpu", "quiet": True}
+TIMED = ("images_per_second", "data_share", "memory_bytes")
+
+
+def few_labels():
+    """60 labelled digits, 40 held out, and 150 others."""
+    found = digits()
+    assert found.val is not None
+    labelled = Splits(
+        "digits", Subset(found.train, np.arange(LABELLED)), Subset(found.val, np.arange(40))
+    )
+    return labelled, Subset(found.train, np.arange(LABELLED, LABELLED + UNLABELLED))
+
+
+def trained(out, **more):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are rare among 60 digits
+        return vitkit.selftrain(*few_labels(), out=out, **(WORDS | FAST | more))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("undisturbed") / "found")
+
+
+def model(seed=0):
+    """Ten classes over 8x8 images."""
+    net = small_net(vit_config(image_size=(8, 8), classes=10), seed)
+    return Model(net, NAMES, Preprocessing.direct((8, 8)))
+
+
+def pool(count=30):
+    return Subset(digits().train, np.arange(count))
+
+
+# Which images are learned.
+
+
+def test_of_a_large_class_the_most_certain_are_learned_and_of_a_small_one_all_repeatedly():
+    labels = np.array([0, 0, 0, 0, 1, 2, 2])
+    confidences = np.array([0.5, 0.9, 0.7, 0.9, 0.4, 0.6, 0.8])
+    chosen = balanced(labels, confidences, 3, seed=0)
+    assert chosen[:3].tolist() == [1, 2, 3], "those of 0.9, 0.7 and 0.9"
+    assert chosen[3:6].tolist() == [4, 4, 4]
+    assert sorted(set(chosen[6:].tolist())) == [5, 6] and len(chosen) == 9
+    assert balanced(labels, confidences, 2, seed=0).tolist() == [1, 3, 4, 4, 5, 6]
+    assert balanced(labels, confidences, None, seed=0).tolist() == list(range(7))
+
+
+def test_images_that_fill_up_a_class_follow_from_the_seed():
+    labels, confidences = np.zeros(50, int), np.linspace(0.4, 0.9, 50)
+    chosen = [balanced(labels, confidences, 75, seed).tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert np.bincount(chosen[0]).tolist().count(2) == 25, "no image before another's turn"
+
+
+def test_auto_is_as_many_of_each_class_that_the_student_learns_as_many_as_passed():
+    assert per_class_by(np.array([0, 0, 0, 0, 3, 7, 7])) == 3  # 7 images of 3 classes, rounded up
+
+
+def test_images_above_the_threshold_pass_with_the_nets_own_probabilities():
+    found = guess(model(), pool(), NAMES, "soft", 0.3, threads=1)
+    told = model().predict([pool().image(i).permute(1, 2, 0).numpy() for i in range(30)], top=10)
+    assert [NAMES[label] for label in found.labels] == [p.label for p in told]
+    certain = [p.probability for p in told]
+    assert found.confidences == pytest.approx(certain, abs=1e-6)
+    assert found.passed.tolist() == [i for i, share in enumerate(certain) if share > 0.3]
+    assert 0 < len(found.passed) < 30
+    assert found.targets.sum(1) == pytest.approx(1, abs=1e-5)
+    assert (found.targets.argmax(1) == found.labels[found.passed]).all()
+
+
+def test_hard_pseudo_labels_are_the_likeliest_classes():
+    soft, hard = (guess(model(), pool(), NAMES, kind, 0.3, threads=1) for kind in ("soft", "hard"))
+    assert hard.targets.tolist() == hard.labels[hard.passed].tolist()
+    assert hard.labels.tolist() == soft.labels.tolist()
+    learned = to_learn(pool(), hard, np.array([1, 1]), NAMES)
+    assert [learned.target(i) for i in range(2)] == [hard.targets[1]] * 2
+    learned = to_learn(pool(), soft, np.array([1, 1]), NAMES)
+    assert (learned.target(0) == soft.targets[1]).all()
+    assert learned.key(0) == pool().key(int(soft.passed[1]))
+
+
+def test_a_teacher_that_knows_the_classes_in_another_order_labels_by_name():
+    usual = guess(model(), pool(), NAMES, "soft", 0.0, threads=1)
+    turned = guess(model(), pool(), NAMES[::-1], "soft", 0.0, threads=1)
+    assert (turned.labels == 9 - usual.labels).all()
+    assert turned.targets == pytest.approx(usual.targets[:, ::-1], abs=1e-6)
+
+
+def test_an_image_that_cannot_be_read_has_no_label_and_shifts_no_other():
+    class Broken(Subset):
+        def image(self, index):
+            if index == 7:
+                raise OSError(5, "Input/output error")
+            return super().image(index)
+
+    whole = guess(model(), pool(), NAMES, "soft", 0.0, threads=1)
+    with pytest.warns(UserWarning, match=r"1 unlabelled images cannot be read.*digit"):
+        found = guess(model(), Broken(digits().train, np.arange(30)), NAMES, "soft", 0.0, threads=1)
+    others = np.arange(30) != 7
+    assert found.labels[7] == -1 and 7 not in found.passed
+    assert (found.labels[others] == whole.labels[others]).all()
+
+
+def test_where_no_image_passes_the_error_tells_what_confidences_there_are():
+    most = guess(model(), pool(), NAMES, "soft", 0.0, threads=1).confidences.max()
+    with pytest.raises(VitkitError, match=rf"none of 30 .* above 0\.999.* 100 % {most:.3f}"):
+        guess(model(), pool(), NAMES, "soft", 0.999, threads=1)
+
+
+def test_pseudo_labels_are_read_back_only_from_the_file_that_was_written(tmp_path):
+    found = guess(model(), pool(), NAMES, "soft", 0.3, threads=1)
+    sha = save(tmp_path / "pseudo.npz", found)
+    back = read(tmp_path / "pseudo.npz", sha)
+    assert back is not None and (back.targets == found.targets).all()
+    assert save(tmp_path / "again.npz", found) == sha, "the same bytes at any time"
+    data = bytearray((tmp_path / "pseudo.npz").read_bytes())
+    data[-100] ^= 1
+    (tmp_path / "pseudo.npz").write_bytes(data)
+    assert read(tmp_path / "pseudo.npz", sha) is None
+    assert read(tmp_path / "nothing.npz", sha) is None
+
+
+# How nets are trained.
+
+
+def test_the_noise_is_the_papers_where_images_are_large_enough_and_the_net_has_it():
+    config = noisy_student(DataFacts(side=224))
+    assert config.model == "EfficientNet-B0"
+    assert (config.dropout, config.stochastic_depth) == (0.5, 0.2)
+    augment = config.augment
+    assert (augment.randaugment_layers, augment.randaugment_magnitude) == (2, 27)
+    vit = noisy_student(DataFacts(side=224), "ViT-S/16")
+    assert vit.stochastic_depth == 0.2 and vit.dropout < 0.5
+    assert noisy_student(DataFacts(side=224), "BiT-R50x1").stochastic_depth == 0
+    small = noisy_student(DataFacts(side=8))
+    assert small.model == "ViT-Femto/2" and small.augment.randaugment_layers is None
+
+
+# The rounds.
+
+
+def test_each_round_is_a_run_and_the_record_says_what_came_of_it(undisturbed):
+    record = json.loads((undisturbed.folder / "selftrain.json").read_text())
+    assert record == undisturbed.record
+    assert [row["folder"] for row in record["rounds"]] == ["round-0", "round-1", "round-2"]
+    for row in record["rounds"]:
+        run = json.loads((undisturbed.folder / row["folder"] / "config.json").read_text())
+        learned = row.get("pseudo", {}).get("learned", 0)
+        assert run["data"]["train_images"] == LABELLED + learned
+        assert run["data"]["class_names"] == NAMES
+        assert row["metrics"]["images"] == 40
+    scores = [row["metrics"]["top1"] for row in record["rounds"]]
+    assert scores[record["best"]] == max(scores)
+    assert undisturbed.best == undisturbed.folder / f"round-{record['best']}"
+    assert record["unlabelled"]["images"] == UNLABELLED
+
+
+def test_the_record_counts_what_passed_what_was_learned_and_what_stayed(undisturbed):
+    first, second = (row["pseudo"] for row in undisturbed.rounds[1:])
+    for pseudo in (first, second):
+        passed, learned = (
+            np.array(list(pseudo[f"{name}_of_class"].values())) for name in ("passed", "learned")
+        )
+        assert passed.sum() == pseudo["passed"] <= UNLABELLED
+        assert set(learned[passed > 0]) == {-(-passed.sum() // (passed > 0).sum())}
+        assert not learned[passed == 0].any()
+        assert learned.sum() == pseudo["learned"] >= pseudo["different"]
+    labels = [np.load(undisturbed.folder / f"pseudo-{n}.npz")["labels"] for n in (1, 2)]
+    assert first["same_as_before"] is None
+    assert second["same_as_before"] == (labels[0] == labels[1]).mean()
+
+
+def test_a_student_is_labelled_for_by_the_best_net_of_the_round_before(undisturbed):
+    images = few_labels()[1]
+    teacher = vitkit.load(undisturbed.folder / "round-1")
+    found = guess(teacher, images, NAMES, "soft", 0.1, threads=1)
+    assert (np.load(undisturbed.folder / "pseudo-2.npz")["targets"] == found.targets).all()
+
+
+def test_the_page_shows_rounds_classes_and_images(undisturbed):
+    page = (undisturbed.folder / "report.html").read_text()
+    for words in ("0 teacher", "2 student", "that passed", "ViT-Femto/2", "data:image/jpeg"):
+        assert words in page
+
+
+# Going on.
+
+
+def nets(folder):
+    return {path.parent.parent.name: load_file(path)
+            for path in sorted(folder.glob("round-*/last/model.safetensors"))}  # fmt: skip
+
+
+def check_same(folder, reference):
+    found, expected = (json.loads((f / "selftrain.json").read_text()) for f in (folder, reference))
+    for record in (found, expected):
+        del record["command"]
+        for row in record["rounds"]:
+            del row["seconds"]
+    assert found == expected
+    for name, net in nets(reference).items():
+        mine = nets(folder)[name]
+        assert net.keys() == mine.keys()
+        assert all(torch.equal(net[key], mine[key]) for key in net), name
+    for number in (1, 2):
+        name = f"pseudo-{number}.npz"
+        assert (folder / name).read_bytes() == (reference / name).read_bytes()
+
+
+class Killed(BaseException):
+    """Like a signal that cannot be caught: nothing is saved."""
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "call"),
+    [
+        (loop, "train_step", 20),  # in the middle of the first student
+        (workflow, "pretrain", 2),  # when its pseudo-labels are written
+        (workflow.pseudo_labels, "save", 2),  # before the second student's are
+        (workflow.pseudo_labels, "answers", 5),  # in the middle of making them
+    ],
+)
+def test_killed_anywhere_it_goes_on_to_the_same_bits(
+    where, name, call, undisturbed, tmp_path, monkeypatch
+):
+    calls, usual = [], getattr(where, name)
+
+    def killed(*given, **more):
+        calls.append(given)
+        if len(calls) == call:
+            raise Killed
+        return usual(*given, **more)
+
+    monkeypatch.setattr(where, name, killed)
+    with pytest.raises(Killed):
+        trained(tmp_path / "found")
+    monkeypatch.undo()
+    trained(tmp_path / "found", resume="auto")
+    check_same(tmp_path / "found", undisturbed.folder)
+
+
+@pytest.fixture
+def copied(undisturbed, tmp_path):
+    shutil.copytree(undisturbed.folder, tmp_path / "found")
+    return tmp_path / "found"
+
+
+def test_a_finished_one_trains_nothing_again(copied, undisturbed, monkeypatch):
+    monkeypatch.delattr(workflow, "pretrain")
+    trained(copied, resume="auto")
+    check_same(copied, undisturbed.folder)
+
+
+def test_more_rounds_go_on_where_it_ended(copied, undisturbed):
+    found = trained(copied, resume="auto", rounds=3)
+    assert len(found.rounds) == 4 and found.rounds[:3] == undisturbed.rounds
+    with pytest.raises(UsageError, match="in round 3 already; give --rounds 3"):
+        trained(copied, resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"threshold": 0.2}, r"--threshold \(0.1 -> 0.2\)"),
+        ({"pseudo": "hard"}, r"--pseudo \(soft -> hard\)"),
+        ({"per_class": 7}, r"--per-class \(auto -> 7\)"),
+        ({"steps": 13}, r"steps \(12 -> 13\)"),
+        ({"students": ("ViT-Pico/2",)}, "the students' nets"),
+    ],
+)
+def test_other_words_are_refused(copied, words, said):
+    with pytest.raises(UsageError, match=said):
+        trained(copied, resume="auto", **words)
+
+
+def test_other_images_are_refused(copied):
+    labelled, images = few_labels()
+    with pytest.raises(UsageError, match="differ in the unlabelled images"):
+        vitkit.selftrain(labelled, Without(images, [3]), out=copied, resume="auto",
+                         **(WORDS | FAST))  # fmt: skip
+
+
+def test_a_teacher_that_was_exchanged_is_found_out(copied):
+    weights = copied / "round-1" / "best" / "model.safetensors"
+    weights.write_bytes((copied / "round-0" / "best" / "model.safetensors").read_bytes())
+    with pytest.raises(VitkitError, match="round-1"):
+        trained(copied, resume="auto")
+
+
+def test_pseudo_labels_that_were_lost_are_made_again(copied, undisturbed):
+    (copied / "pseudo-2.npz").unlink()
+    trained(copied, resume="auto")
+    check_same(copied, undisturbed.folder)
+
+
+# Images and words that cannot be.
+
+
+def test_held_out_images_among_the_unlabelled_are_named_and_can_be_left_out(tmp_path):
+    labelled, images = few_labels()
+    assert labelled.val is not None
+    pixels = [source.image(i).permute(1, 2, 0).numpy()
+              for source, indices in ((images, range(20)), (labelled.val, (3, 5)),
+                                      (labelled.train, (1,))) for i in indices]  # fmt: skip
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(mixed / f"{number:02}.png")
+
+    def run(**more):
+        return vitkit.selftrain(labelled, mixed, out=tmp_path / "run", **(WORDS | FAST | more))
+
+    with pytest.raises(UsageError, match=r"2 of its images .*20\.png \(held out as digit"):
+        run()
+    listed = tmp_path / "run-quarantine.txt"
+    assert not (tmp_path / "run").exists()
+    found = run(rounds=1, **{"data.quarantine": (str(listed),)})
+    assert found.record["unlabelled"]["images"] == 20
+    assert found.record["unlabelled"]["labelled_too"] == 1
+    assert found.record["data"]["held_out_images"] == 40
+
+
+def test_a_list_may_name_unlabelled_images_but_not_leave_it_open_which(tmp_path):
+    labelled, images = few_labels()
+    listed = tmp_path / "list.txt"
+    key = images.key(4)
+    listed.write_text(f"{key}\n")
+    config = DataConfig(quarantine=(str(listed),))
+    found = open_images(labelled, images, config, tmp_path / "leaks")
+    assert len(found.unlabelled) == UNLABELLED - 1
+    values = np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8)
+    labelled = ArraySource(values, [*range(10)] * 2, NAMES)
+    others = ArraySource(values[:3] // 2, [0] * 3, NAMES)  # their keys are numbers as well
+    listed.write_text("1\n")
+    with pytest.raises(UsageError, match="write unlabelled/1 for the latter"):
+        open_images(labelled, others, config, tmp_path / "leaks")
+    listed.write_text("unlabelled/1\n")
+    found = open_images(labelled, others, config, tmp_path / "leaks")
+    assert len(found.unlabelled) == 2 and len(found.task.train) + len(found.task.val) == 20
+
+
+def test_unlabelled_images_that_are_all_labelled_already_teach_nothing():
+    labelled, _ = few_labels()
+    with pytest.raises(UsageError, match="all 60 images are labelled ones"):
+        vitkit.selftrain(labelled, labelled.train, **WORDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"rounds": 0}, "--rounds is 0"),
+        ({"threshold": 1.0}, "--threshold is 1.0"),
+        ({"per_class": "many"}, "--per-class is many"),
+        ({"pseudo": "solid"}, "unknown pseudo 'solid'"),
+        ({"students": ("ViT-Pico/2",) * 3}, "3 nets are given for the students of 2 rounds"),
+        ({"students": ("ViT-Pika/2",)}, "unknown model 'ViT-Pika/2'"),
+        ({"recipe": "quickstart"}, "a recipe of its own"),
+        ({"objective": "simclr"}, "objective"),
+        ({"learning_rat": 1}, "unknown field"),
+    ],
+)
+def test_words_that_cannot_be_are_refused_before_anything_is_made(words, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        trained(tmp_path / "run", **words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    net = small_net(vit_config(image_size=(8, 8), classes=2))
+    stranger = Model(net, ["cat", "dog"], Preprocessing.direct((8, 8)))
+    with pytest.raises(UsageError, match="knows 2 classes, and the data have 10"):
+        trained(tmp_path / "run", teacher=stranger)
+
+
+def test_a_given_teacher_is_measured_and_labels_for_the_first_student(tmp_path):
+    given = model()
+    found = trained(tmp_path / "run", teacher=given, rounds=1, model="ViT-Femto/2")
+    assert found.rounds[0]["folder"] is None and found.rounds[0]["metrics"]["images"] == 40
+    expected = guess(given, few_labels()[1], NAMES, "soft", 0.1, threads=1)
+    assert (np.load(found.folder / "pseudo-1.npz")["targets"] == expected.targets).all()
+    with pytest.raises(UsageError, match="differ in the teacher"):
+        trained(
+            tmp_path / "run", teacher=model(seed=1), rounds=1, model="ViT-Femto/2", resume="auto"
+        )
+
+
+def test_a_student_that_is_smaller_than_its_teacher_is_noted(tmp_path):
+    words = WORDS | FAST | {"rounds": 1, "steps": 2, "loss_balance": 0.1}
+    with pytest.warns(UserWarning, match="fewer parameters than its teacher ViT-Pico/2"):
+        vitkit.selftrain(*few_labels(), out=tmp_path / "run", students=("ViT-Femto/2",),
+                         model="ViT-Pico/2", **words)  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Digits as files: 60 of them in class folders, 40 in none."""
+    source = digits().train
+    for index in range(100):
+        name = NAMES[source.target(index)] if index < LABELLED else ""
+        path = tmp_path / ("labelled" if name else "others") / name / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.image(index).permute(1, 2, 0).numpy()).save(path)
+    return tmp_path
+
+
+def words_for(folders):
+    return [
+        "selftrain", str(folders / "labelled"), str(folders / "others"), "--rounds", "1",
+        "--threshold", "0.1", "--per-class", "9", "--pseudo", "hard", "--steps", "4",
+        "--batch-size", "8", "--device", "cpu", "--out", str(folders / "run"),
+    ]  # fmt: skip
+
+
+def test_the_command_tells_every_round_and_what_comes_next(folders, capsys):
+    assert main([*words_for(folders), "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    told = json.loads(last)
+    assert told["threshold"] == 0.1 and told["per_class"] == "9" and told["pseudo"] == "hard"
+    assert told["config"]["steps"] == 4 and told["config"]["batch_size"] == 8
+    assert any(line.startswith("1 student  ViT-Femto/2") for line in lines)
+    assert lines[-1] == f"Next: vitkit predict {told['best_net']} IMAGES/ -o predictions.csv"
+
+
+def test_a_dry_run_plans_the_teacher_and_a_student_and_writes_nothing(folders, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "probed", lambda *_: 0.5)  # seconds of a step
+    assert main([*words_for(folders), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "the teacher, of 54 labelled images:" in said
+    assert "a student of all 54 + 40 images:" in said
+    assert not (folders / "run").exists()
+
+
+def test_the_command_needs_both_kinds_of_images(capsys):
+    assert main(["selftrain", "digits"]) == 2
+    assert "needs UNLABELLED" in capsys.readouterr().err
