@@ -143,9 +143,11 @@ def noisy_student(study: Study, share: float, seed: int) -> float:
 
 
 def few_shot(study: Study, net: Model) -> dict[str, float]:
-    """Accuracy of least squares on 10 test-set-free images of each class, on the test images."""
+    """Accuracy on the test images of least squares on 10 training images of each class, three draws
+    of them; the penalty is chosen by others."""
+    some = subset(study.train, 2000, 0)
     found = evaluate(
-        net, study.test, "few-shot", train=study.train, shots=(10,), sweep_l2=True, cache=False
+        net, study.test, "few-shot", train=some, shots=(10,), sweep_l2=True, cache=False
     )
     return found["metrics"]
 
@@ -223,8 +225,8 @@ def page(record: dict[str, Any]) -> str:
         ((name.partition("/")[2], one["few_shot_test"]) for name, one in found.items()
          if name.startswith("pretraining/")), key=lambda pair: -pair[1],
     )  # fmt: skip
-    lines += ["", "| pre-training | 10 images a class, least squares on frozen features |",
-              "| --- | --- |", *(f"| {name} | {share:.1%} |" for name, share in ranked)]  # fmt: skip
+    lines += ["", "| pre-training | 10 images a class, least squares on frozen features |"]
+    lines += ["| --- | --- |", *(f"| {name} | {share:.1%} |" for name, share in ranked)]
     return "\n".join(lines) + "\n"
 
 

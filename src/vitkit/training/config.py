@@ -279,7 +279,8 @@ class TrainConfig:
             if flat(self)[name] != usual:
                 raise UsageError(
                     f"{name} is {flat(self)[name]}, but the objective {self.objective} reads no "
-                    "labels and trains no head; leave it out"
+                    "labels and trains no head; leave it out, and take a recipe for it, as "
+                    f"quickstart-{self.objective}"
                 )
         if self.objective != "simclr":
             return
@@ -407,19 +408,27 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         raise UsageError(f"{' and '.join(given)} are given; give one length")
     if given:
         config = replace(config, **dict.fromkeys(LENGTHS))
+    changes: dict[str, Any] = {}
+    known = flat(config)
     for name, value in values.items():
         dotted = SHORT_NAMES.get(name, name).replace("-", "_")
-        named("field", dotted, flat(config))
-        config = with_field(config, dotted.split("."), value)
-    return config
+        *groups, last = named("field", dotted, known).split(".")
+        if dotted == "image_size" and isinstance(value, int):
+            value = (value, value)
+        inner = changes
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return changed(config, changes)
 
 
-def with_field(config: Any, path: list[str], value: Any) -> Any:
-    if len(path) > 1:
-        value = with_field(getattr(config, path[0]), path[1:], value)
-    elif path[0] == "image_size" and isinstance(value, int):
-        value = (value, value)
-    return replace(config, **{path[0]: value})
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The config with all changes at once, by groups: they are checked together."""
+    whole = {
+        name: changed(getattr(config, name), value) if isinstance(value, Mapping) else value
+        for name, value in changes.items()
+    }
+    return replace(config, **whole)
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitkit.data.pipeline import Batch, evaluation_batches
 from vitkit.data.source import Source, Subset
 from vitkit.data.transforms import normalised
+from vitkit.evaluation.collapse import spread
 from vitkit.evaluation.fewshot import few_shot
 from vitkit.evaluation.topk import features_of
 from vitkit.training.config import DataConfig
@@ -36,7 +37,7 @@ def probe(
     in_step: Callable[[Iterator[Batch]], Iterator[Batch]],
     at_once: int,
 ) -> dict[str, Any]:
-    """{"loss", "images"} on the held-out images, and "few_shot" where there are
+    """{"loss", "feature_spread", "images"} on the held-out images, and "few_shot" where there are
     labels: the accuracy (0 to 1) of least squares on features of 10 training images of each class.
 
     `predict` gives the features (B, D) of prepared images; `in_step` keeps the processes of a run
@@ -47,6 +48,7 @@ def probe(
     features, labels = gathered(predict, in_step(load(task.val)))
     found = {
         "loss": held_out_loss(learner, setup, task, in_step),
+        "feature_spread": spread(features),
         "images": len(features),
     }
     shots = images_to_learn_from(task)

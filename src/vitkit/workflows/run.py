@@ -18,6 +18,8 @@ from vitkit.checkpoints.bundle import Bundle, write_bundle
 from vitkit.data.pipeline import Batch, TrainingStream, evaluation_batches
 from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError, VitkitError
+from vitkit.evaluation.collapse import collapsed
+from vitkit.evaluation.collapse import in_words as in_words_of_collapse
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.nets import Net, NetConfig, make_meta
@@ -243,7 +245,10 @@ def train_into(
         if config.self_supervised:
             step = partial(in_step, world=world, pulse=pulse)
             with torch.compiler.set_stance("force_eager"):
-                return probe(net, setup, task, predictor(net, setup), step, at_once)
+                found = probe(net, setup, task, predictor(net, setup), step, at_once)
+            if collapsed(found["feature_spread"]):
+                log.say(in_words_of_collapse(found["feature_spread"]))
+            return found
         batches = evaluation_batches(
             task.val, setup.preprocessing, at_once,
             loader_threads(setup.config, world), stream.bad, world.rank, world.size,
