@@ -18,6 +18,7 @@ from vitkit.plain import load
 EVALUATION_PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 DATA_PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 TRANSFER_PAGE = Path(__file__).parents[1] / "docs" / "transfer.md"
+FEW_LABELS_PAGE = Path(__file__).parents[1] / "docs" / "few-labels.md"
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
 COMMAND = re.compile(r"^vitkit (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w+)( fails)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -103,6 +104,23 @@ def test_the_commands_of_the_transfer_page_work_one_after_another(tmp_path, monk
     same = [torch.equal(base.blocks[n].mlp.dense1.weight, upper.blocks[n].mlp.dense1.weight)
             for n in range(len(base.blocks))]  # fmt: skip
     assert all(same), "a net of two blocks, both frozen"
+
+
+def test_the_commands_of_the_page_on_few_labels_work_one_after_another(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    found = BLOCK.findall(FEW_LABELS_PAGE.read_text())
+    blocks = [text for language, _, text in found if language == "console"]
+    for words in [words for text in blocks for words in COMMAND.findall(text)]:
+        assert main(words.split()) == 0, f"vitkit {words}\n{capsys.readouterr().err}"
+    nets = {name: vitkit.load(tmp_path / "runs" / name).net for name in ("mae", "probe", "few")}
+    assert nets["mae"].config.classes == 0 and nets["probe"].config.classes == 10
+    body = nets["mae"].state_dict()
+    same = {name: torch.equal(body[name], nets["probe"].state_dict()[name]) for name in body}
+    assert all(same.values()), "a probe trains the head alone"
+    few = nets["few"].state_dict()
+    assert not torch.equal(few["blocks.0.mlp.dense1.weight"], body["blocks.0.mlp.dense1.weight"])
 
 
 def test_the_commands_of_the_evaluation_page_work_one_after_another(tmp_path, monkeypatch, capsys):

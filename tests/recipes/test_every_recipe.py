@@ -116,6 +116,28 @@ def test_shrunk_it_trains_from_nothing(name, few_digits, tmp_path):
             assert getattr(trained, field) == getattr(config, field), field
 
 
+UNLABELLED = sorted(PRETRAIN.keys() - set(SUPERVISED))
+SMALL_DECODER = {f"masking.decoder_{what}": n for what, n in
+                 (("width", 16), ("depth", 1), ("heads", 2))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_shrunk_it_trains_without_labels_a_net_that_can_be_fine_tuned(name, few_digits, tmp_path):
+    run = vitkit.pretrain(
+        few_digits, name, out=tmp_path / "run", model="ViT-Femto/2", image_size=8, any_net=True,
+        **FAST, **SMALL_DECODER,
+    )  # fmt: skip
+    assert run.steps == 2 and np.isfinite(run.metrics["loss"])
+    last = vitkit.load(run.folder / "last")
+    config = pretraining(name, IMAGENET, "ViT-Femto/2", any_net=True)
+    assert last.provenance["recipe"] == name and last.net.config.classes == 0
+    assert (last.net.config.pooling, last.net.config.positions) == (
+        config.pooling, config.positions,
+    )  # fmt: skip
+    tuned = vitkit.finetune(few_digits, last, out=tmp_path / "tuned", **FAST)
+    assert tuned.model.net.config.classes == 10
+
+
 @pytest.mark.parametrize("name", [name for name in FINETUNE if name != "quickstart"])
 def test_shrunk_it_trains_a_checkpoint(name, few_digits, tmp_path):
     kind = "BiT" if name == "bit-hyperrule" else "ViT"

@@ -65,9 +65,10 @@ def test_a_length_that_is_given_takes_the_place_of_the_recipes():
 def test_every_field_is_told_to_the_reader():
     import inspect
 
-    import vitkit.training.config as module
+    from vitkit.objectives import settings
+    from vitkit.training import config
 
-    source = inspect.getsource(module)
+    source = inspect.getsource(config) + inspect.getsource(settings)
     for name in flat(TrainConfig()):
         leaf = name.split(".")[-1]
         line = next(i for i, text in enumerate(source.splitlines()) if f"    {leaf}: " in text)

@@ -28,7 +28,7 @@ def masked_patches(facts: DataFacts, model: str | None = None) -> TrainConfig:
 
     Command: `vitkit pretrain DATA --recipe quickstart-masked-patches [--minutes 10]`
 
-    Measured: docs/few-labels.md.
+    Measured: not here.
     """
     config = shared("quickstart-masked-patches", facts, model)
     return replace(config, objective="masked-patches", masking=MaskingConfig(rate=0.5))
@@ -57,7 +57,7 @@ def simclr(facts: DataFacts, model: str | None = None) -> TrainConfig:
 
     Command: `vitkit pretrain DATA --recipe quickstart-simclr [--minutes 10]`
 
-    Measured: docs/few-labels.md.
+    Measured: not here.
     """
     config = shared("quickstart-simclr", facts, model)
     return replace(
