@@ -34,7 +34,10 @@ from vitkit.data.opening import held_out, open_data
 from vitkit.data.source import Source, Splits
 from vitkit.files import write_whole
 from vitkit.models.nets import make
+from vitkit.plain import Curve
 from vitkit.prediction.model import Model, load
+from vitkit.reports.drawing import Drawing
+from vitkit.reports.figures import curve
 from vitkit.reports.training import evaluations, read_metrics
 from vitkit.workflows.evaluate import evaluate
 from vitkit.workflows.finetune import finetune
@@ -152,7 +155,7 @@ def few_shot(study: Study, net: Model) -> dict[str, float]:
     return found["metrics"]
 
 
-def curve(run: Path) -> dict[str, list[float]]:
+def curve_of(run: Path) -> dict[str, list[float]]:
     """Few-shot accuracy on the held-out images over the steps of a pre-training."""
     rows = [row for row in evaluations(read_metrics(run)) if "few_shot" in row]
     return {"steps": [r["step"] for r in rows], "few_shot": [r["few_shot"] for r in rows]}
@@ -166,7 +169,7 @@ def measured(study: Study, record: Callable[[str, Any], None]) -> None:
         folder = pretrained(study, name)
         bases[name] = load(folder / "last")
         record(f"pretraining/{name}", {
-            "few_shot_test": few_shot(study, bases[name])["10shot"], "curve": curve(folder),
+            "few_shot_test": few_shot(study, bases[name])["10shot"], "curve": curve_of(folder),
             "seconds": time.perf_counter() - began,
         })  # fmt: skip
     record("pretraining/none", {"few_shot_test": few_shot(study, untrained(study, 0))["10shot"]})
@@ -230,17 +233,22 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(record: dict[str, Any], out: Path) -> None:
-    """Few-shot accuracy over the steps of each pre-training."""
-    from vitkit.plain import Curve
-    from vitkit.reports.figures import curve as drawn
-
-    found = {name.partition("/")[2]: one["curve"] for name, one in record["found"].items()
-             if "curve" in one}  # fmt: skip
-    steps = np.array(next(iter(found.values()))["steps"])
+def drawing(record: dict[str, Any]) -> Drawing:
+    """Few-shot accuracy over the steps of each pre-training without labels."""
+    found = {
+        name.partition("/")[2]: one["curve"]
+        for name, one in record["found"].items()
+        if one_of_curve(one)
+    }
     lines = {name: np.array(one["few_shot"]) for name, one in found.items()}
-    title = "10 images of each class on frozen features"
-    drawn("few-labels", Curve(title, "step of pre-training", "accuracy", steps, lines, share=True))
+    steps = np.array(next(iter(found.values()))["steps"])
+    title = "Least squares on 10 images of each class"
+    told = Curve(title, "step of pre-training", "accuracy", steps, lines, share=True)
+    return curve("few-labels", told)
+
+
+def one_of_curve(finding: Any) -> bool:
+    return isinstance(finding, dict) and bool(finding.get("curve", {}).get("steps"))
 
 
 def main() -> None:
@@ -271,7 +279,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         measured(study, note)
     write_whole(out / "few-labels.md", page(record))
-    draw(record, out)
+    drawing(record).save(out)
 
 
 if __name__ == "__main__":
