@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitkit.data.transforms import normalised
 from vitkit.files import write_whole
 from vitkit.objectives.patches import Examples
-from vitkit.training.config import DataConfig
-from vitkit.training.step import Setup, ready
+from vitkit.training.step import Setup
 from vitkit.training.world import World
-from vitkit.workflows.feeding import training_stream
+from vitkit.workflows.probing import as_trained
 from vitkit.workflows.task import Task
 
 FILE = "examples.npz"  # in a run directory
@@ -29,31 +27,26 @@ def examples(learner: nn.Module, setup: Setup, task: Task) -> dict[str, np.ndarr
 
     All processes of a run call this together, and find the same.
     """
-    repeats = setup.config.data.repeats
-    config = replace(
-        setup.config, batch_size=IMAGES * repeats, accumulation=1, data=DataConfig(repeats=repeats)
-    )
-    engine = replace(setup.engine, keep="none", world=World())
-    stream = training_stream(replace(task, train=task.val), config, engine)
-    batches = ready(stream.batches(), setup)
+    batches = as_trained(task, setup, IMAGES * setup.config.data.repeats, World())
     try:
         batch = next(batches)
     finally:
         batches.close()
-    device = setup.engine.device
-    pixels = normalised(batch.images.to(device), setup.constants)
     learner.eval()
     with torch.no_grad(), setup.engine.autocast(), torch.compiler.set_stance("force_eager"):
-        found = learner(pixels, None, batch.positions)
-    images = {"images": batch.images.cpu().numpy()}
+        found = learner(batch.images, None, batch.positions)
+    kept = setup.preprocessing
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (kept.mean, kept.std))
+    images = {"images": as_bytes(batch.images.cpu() * std + mean)}
     if not isinstance(found, Examples):
         return images | {"similarities": found.float().cpu().numpy()}
-    predicted = (255 * found.predicted).round().clamp(0, 255).to(torch.uint8)
-    return images | {"predicted": of(predicted), "hidden": of(found.hidden)}
+    predicted, hidden = as_bytes(found.predicted.cpu()), found.hidden.cpu().numpy()
+    return images | {"predicted": predicted, "hidden": hidden}
 
 
-def of(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
+def as_bytes(images: Tensor) -> np.ndarray:
+    """0..1 -> uint8."""
+    return (255 * images).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def write_examples(run: Path, found: dict[str, np.ndarray]) -> None:
@@ -64,9 +57,9 @@ def write_examples(run: Path, found: dict[str, np.ndarray]) -> None:
 
 
 def read_examples(run: Path) -> dict[str, np.ndarray]:
-    """What `write_examples` wrote; nothing where a run has none."""
-    path = run / FILE
-    if not path.exists():
+    """What `write_examples` wrote; nothing where a run has none, or damaged ones."""
+    try:
+        with np.load(run / FILE, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile):
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitkit.data.checks import BadImages
 from vitkit.data.pipeline import Batch, evaluation_batches
 from vitkit.data.source import Source, Subset
 from vitkit.data.transforms import normalised
 from vitkit.evaluation.collapse import spread
 from vitkit.evaluation.fewshot import few_shot
 from vitkit.evaluation.topk import features_of
+from vitkit.objectives.learner import Learner
 from vitkit.training.config import DataConfig
-from vitkit.training.step import Setup, ready
-from vitkit.training.world import of_all, total
+from vitkit.training.step import Setup, in_parts, ready
+from vitkit.training.world import World, of_all, total
 from vitkit.workflows.feeding import loader_threads, training_stream
 from vitkit.workflows.task import Task
 
@@ -36,18 +38,20 @@ def probe(
     predict: Callable[[Tensor], Tensor],
     in_step: Callable[[Iterator[Batch]], Iterator[Batch]],
     at_once: int,
+    bad: BadImages,
 ) -> dict[str, Any]:
     """{"loss", "feature_spread", "images"} on the held-out images, and "few_shot" where there are
     labels: the accuracy (0 to 1) of least squares on features of 10 training images of each class.
 
     `predict` gives the features (B, D) of prepared images; `in_step` keeps the processes of a run
     together, all of which call this. The loss is of images augmented as in training, the same at
-    every evaluation.
+    every evaluation. No more than `at_once` images are computed at once, but where images are
+    compared; those that cannot be decoded are left out, and named in `bad`.
     """
-    load = partial(prepared, setup=setup, at_once=at_once)
+    load = partial(prepared, setup=setup, at_once=at_once, bad=bad)
     features, labels = gathered(predict, in_step(load(task.val)))
     found = {
-        "loss": held_out_loss(learner, setup, task, in_step),
+        "loss": held_out_loss(learner, setup, task, in_step, at_once),
         "feature_spread": spread(features),
         "images": len(features),
     }
@@ -64,27 +68,44 @@ def held_out_loss(
     setup: Setup,
     task: Task,
     in_step: Callable[[Iterator[Batch]], Iterator[Batch]],
+    at_once: int,
 ) -> float:
     """The objective's mean loss over about as many held-out images as there are."""
-    repeats = setup.config.data.repeats
-    config = replace(setup.config, data=DataConfig(repeats=repeats))
-    engine = replace(setup.engine, keep="none")
-    stream = training_stream(replace(task, train=task.val), config, engine)
-    batches = ready(stream.batches(), setup)
-    images = min(len(task.val), AT_MOST) * repeats
-    count, summed = math.ceil(images / config.batch_size), torch.zeros((), dtype=torch.float64)
+    world, size = setup.engine.world, setup.config.batch_size
+    images = min(len(task.val), AT_MOST) * setup.config.data.repeats
+    count, summed = math.ceil(images / size), torch.zeros((), dtype=torch.float64)
+    together = isinstance(learner, Learner) and learner.together
+    parts = 1 if together else math.ceil(size / world.size / at_once)
+    batches = as_trained(task, setup, size, world)
     try:
         learner.eval()
         for _, batch in zip(range(count), in_step(batches), strict=False):
-            assert batch.positions is not None
-            device = setup.engine.device
-            pixels = normalised(batch.images.to(device), setup.constants)
-            with torch.no_grad(), setup.engine.autocast():
-                loss = learner(pixels, batch.labels.to(device), batch.positions)
-            summed += loss.double().cpu()
+            for part in in_parts(batch, parts):
+                with torch.no_grad(), setup.engine.autocast():
+                    loss = learner(part.images, part.labels, part.positions)
+                summed += loss.double().cpu() * len(part.labels) / len(batch.labels)
     finally:
         batches.close()
-    return float(total(summed)) / count / setup.engine.world.size
+    return float(total(summed)) / count / world.size
+
+
+def as_trained(
+    task: Task, setup: Setup, batch_size: int, world: World
+) -> Generator[Batch, None, None]:
+    """Held-out images, cropped and augmented as those that are trained on and normalised, on the
+    device: an endless stream, the same whenever it is asked for."""
+    repeats = setup.config.data.repeats
+    data = DataConfig(repeats=repeats)
+    config = replace(setup.config, batch_size=batch_size, accumulation=1, data=data)
+    engine = replace(setup.engine, keep="none", world=world)
+    stream = training_stream(replace(task, train=task.val), config, engine)
+    batches = ready(stream.batches(), setup)
+    try:
+        for batch in batches:
+            images, labels = (part.to(engine.device) for part in (batch.images, batch.labels))
+            yield Batch(normalised(images, setup.constants), labels, batch.positions)
+    finally:
+        batches.close()
 
 
 def images_to_learn_from(task: Task) -> Source | None:
@@ -97,12 +118,12 @@ def images_to_learn_from(task: Task) -> Source | None:
     return Subset(task.train, np.concatenate([members[:SHOTS] for members in order]))
 
 
-def prepared(source: Source, setup: Setup, at_once: int) -> Iterator[Batch]:
+def prepared(source: Source, setup: Setup, at_once: int, bad: BadImages) -> Iterator[Batch]:
     """This process's share of the images, as a net is evaluated on them."""
     world = setup.engine.world
     threads = loader_threads(setup.config, world)
     return evaluation_batches(
-        source, setup.preprocessing, at_once, threads, None, world.rank, world.size
+        source, setup.preprocessing, at_once, threads, bad, world.rank, world.size
     )
 
 

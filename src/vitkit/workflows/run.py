@@ -248,7 +248,7 @@ def train_into(
         if config.self_supervised:
             step = partial(in_step, world=world, pulse=pulse)
             with torch.compiler.set_stance("force_eager"):
-                found = probe(net, setup, task, predictor(net, setup), step, at_once)
+                found = probe(net, setup, task, predictor(net, setup), step, at_once, stream.bad)
             if collapsed(found["feature_spread"]):
                 log.say(in_words_of_collapse(found["feature_spread"]))
             return found
