@@ -11,7 +11,8 @@ from vitkit.studies.few_labels import drawing, main, page
 FOUND = {
     "pretraining/none": {"few_shot_test": 0.2},
     "pretraining/MAE": {
-        "few_shot_test": 0.25, "teraflops": 12.3, "curve": {"steps": [1, 2], "few_shot": [0.2, 0.25]},
+        "few_shot_test": 0.25, "teraflops": 12.3,
+        "curve": {"steps": [1, 2], "few_shot": [0.2, 0.25]},
     },
     "pretraining/supervised": {"few_shot_test": 0.5, "curve": {"steps": [], "few_shot": []}},
     **{f"scratch/{share}/{seed}": 0.3 for share in ("0.01", "0.1") for seed in range(3)},

@@ -11,7 +11,7 @@ once, by its last weights, on the test images. What begins with random weights i
 rate for all layers (tried on one seed: better than fine-tuning's). Three seeds draw the labelled
 images, the order and the augmentation of fine-tuning; a pre-training is done once. "supervised"
 reads all labels, and is what the others can hope for; "scratch, as long" trains on the labelled
-images alone for the steps of pre-training and fine-tuning together. What RUNS holds already is not
+images alone for the steps of pre-training and fine-tuning together, with one seed. What RUNS holds already is not
 trained again. Writes few-labels.json, .png, .svg and .md into OUT.
 """
 
@@ -156,7 +156,7 @@ def noisy_student(study: Study, share: float, seed: int) -> float:
 def few_shot(study: Study, net: Model) -> dict[str, float]:
     """Accuracy on the test images of least squares on 10 training images of each class, three draws
     of them; the penalty is chosen by others."""
-    some = subset(study.train, 2000, 0)
+    some = subset(study.train, min(2000, len(study.train)), 0)
     found = evaluate(
         net, study.test, "few-shot", train=some, shots=(10,), sweep_l2=True, cache=False
     )
@@ -195,7 +195,7 @@ def measured(study: Study, found: dict[str, Any], note: Callable[[str, Any], Non
         "noisy student": lambda share, seed: noisy_student(study, share, seed),
     }
     every = [(seed, *method) for seed in SEEDS for method in methods.items()]
-    every += [(seed, "scratch, as long", lambda *which: as_long(study, *which)) for seed in SEEDS]
+    every.append((SEEDS[0], "scratch, as long", lambda *which: as_long(study, *which)))
     for seed, name, method in every:
         for share in SHARES:
             if f"{name}/{share:g}/{seed}" not in found:
