@@ -18,8 +18,9 @@ from vitkit.data.transforms import normalised
 from vitkit.evaluation.collapse import spread
 from vitkit.evaluation.fewshot import few_shot
 from vitkit.evaluation.topk import features_of
+from vitkit.objectives.learner import Learner
 from vitkit.training.config import DataConfig
-from vitkit.training.step import Setup, ready
+from vitkit.training.step import Setup, in_parts, placed, ready
 from vitkit.training.world import of_all, total
 from vitkit.workflows.feeding import loader_threads, training_stream
 from vitkit.workflows.task import Task
@@ -47,7 +48,7 @@ def probe(
     load = partial(prepared, setup=setup, at_once=at_once)
     features, labels = gathered(predict, in_step(load(task.val)))
     found = {
-        "loss": held_out_loss(learner, setup, task, in_step),
+        "loss": held_out_loss(learner, setup, task, in_step, at_once),
         "feature_spread": spread(features),
         "images": len(features),
     }
@@ -64,8 +65,13 @@ def held_out_loss(
     setup: Setup,
     task: Task,
     in_step: Callable[[Iterator[Batch]], Iterator[Batch]],
+    at_once: int,
 ) -> float:
-    """The objective's mean loss over about as many held-out images as there are."""
+    """The objective's mean loss over about as many held-out images as there are.
+
+    Where images are not compared, no more of them at once than training takes.
+    """
+    assert isinstance(learner, Learner)
     repeats = setup.config.data.repeats
     config = replace(setup.config, data=DataConfig(repeats=repeats))
     engine = replace(setup.engine, keep="none")
@@ -76,12 +82,13 @@ def held_out_loss(
     try:
         learner.eval()
         for _, batch in zip(range(count), in_step(batches), strict=False):
-            assert batch.positions is not None
-            device = setup.engine.device
-            pixels = normalised(batch.images.to(device), setup.constants)
-            with torch.no_grad(), setup.engine.autocast():
-                loss = learner(pixels, batch.labels.to(device), batch.positions)
-            summed += loss.double().cpu()
+            images_here = len(batch.labels)
+            parts = 1 if learner.together else math.ceil(images_here / at_once)
+            for part in in_parts(placed(batch, setup.engine.device), parts):
+                pixels = normalised(part.images, setup.constants)
+                with torch.no_grad(), setup.engine.autocast():
+                    loss = learner(pixels, part.labels, part.positions)
+                summed += loss.double().cpu() * len(part.labels) / images_here
     finally:
         batches.close()
     return float(total(summed)) / count / setup.engine.world.size
