@@ -15,6 +15,7 @@ from vitkit.data.opening import digits
 from vitkit.data.source import ArraySource, Splits, Subset
 from vitkit.errors import UsageError
 from vitkit.models.nets import make
+from vitkit.objectives.learner import Learner
 from vitkit.training.config import TrainConfig, override
 from vitkit.training.world import joined, start
 from vitkit.workflows.examples import read_examples
@@ -192,8 +193,17 @@ def numbers_of(folder):
 
 
 @pytest.mark.parametrize("name", ["mae", "masked-patches"])
-def test_a_batch_in_parts_changes_nothing_but_rounding(runs, tmp_path, name):
+def test_a_batch_in_parts_changes_nothing_but_rounding(runs, tmp_path, name, monkeypatch):
+    seen, forward = [], Learner.forward
+
+    def watched(learner, images, labels=None, places=None):
+        seen.append(len(images))
+        return forward(learner, images, labels, places)
+
+    monkeypatch.setattr(Learner, "forward", watched)
     run = trained(name, tmp_path / "run", accumulation=4)
+    assert seen.pop() == 8, "the examples"
+    assert max(seen) == 4, "evaluation takes no more memory than training"
     for found, expected in zip(
         records(run.folder, "evaluation"),
         records(runs[name].folder, "evaluation"), strict=True,
