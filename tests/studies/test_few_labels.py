@@ -1,10 +1,15 @@
 """The study of few labels: every method runs, and its page says what was found."""
 
+import io
 import json
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from vitkit.data.opening import open_data
 from vitkit.studies import few_labels
 from vitkit.studies.few_labels import drawing, main, page
 
@@ -39,10 +44,25 @@ def test_a_pre_training_that_was_not_watched_has_no_line(tmp_path):
     assert (tmp_path / "few-labels.png").stat().st_size > 1000
 
 
+def write(path, source, numbers):
+    """Some images of a source as a parquet file."""
+    rows = []
+    for number in numbers:
+        file = io.BytesIO()
+        Image.fromarray(source.image(number).permute(1, 2, 0).numpy()).save(file, "PNG")
+        rows.append({"bytes": file.getvalue(), "path": None})
+    labels = pa.array([int(source.labels[number]) for number in numbers])
+    pq.write_table(pa.table({"image": rows, "label": labels}), path)
+
+
 @pytest.mark.slow
 def test_the_whole_study_runs_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(few_labels, "SEEDS", (0,))
-    words = ["study", "digits", "digits", "--runs", str(tmp_path), "--steps", "6",
+    digits = open_data("digits").train
+    train, test = tmp_path / "train.parquet", tmp_path / "test.parquet"
+    write(train, digits, range(1200))
+    write(test, digits, range(1200, 1400))
+    words = ["study", str(train), str(test), "--runs", str(tmp_path), "--steps", "6",
              "--tuning-steps", "2"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     main()

@@ -11,8 +11,8 @@ once, by its last weights, on the test images. What begins with random weights i
 rate for all layers (tried on one seed: better than fine-tuning's). Three seeds draw the labelled
 images, the order and the augmentation of fine-tuning; a pre-training is done once. "supervised"
 reads all labels, and is what the others can hope for; "scratch, as long" trains on the labelled
-images alone for the steps of pre-training and fine-tuning together, with one seed. What RUNS holds already is not
-trained again. Writes few-labels.json, .png, .svg and .md into OUT.
+images alone for the steps of pre-training and fine-tuning together, with one seed. What RUNS holds
+already is not trained again. Writes few-labels.json, .png, .svg and .md into OUT.
 """
 
 from __future__ import annotations
