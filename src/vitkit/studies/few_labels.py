@@ -53,6 +53,7 @@ SHARES = (0.01, 0.1)
 SEEDS = (0, 1, 2)
 EVALUATIONS = 20  # of a pre-training: its curve
 TEACHER = "BiT-R14x1"
+CERTAIN = 0.3  # confidence of a pseudo-label, the usual one
 ONCE = {"evaluate_every": 10**6, "save_every": 10**6, "save_minutes": 0.0}
 # By which fields training from nothing differs from fine-tuning: one rate for all layers.
 FROM_NOTHING = {"optimizer.layer_decay": 1.0, "learning_rate": 1e-3}
@@ -147,7 +148,7 @@ def noisy_student(study: Study, share: float, seed: int) -> float:
     folder = study.runs / file_name(f"selftrain {share:g} seed {seed}")
     splits = Splits("CIFAR-10", study.labelled(share, seed), study.held)
     found = selftrain(
-        splits, study.train, teacher=teacher, rounds=2, out=folder, resume="auto",
+        splits, study.train, teacher=teacher, rounds=2, threshold=CERTAIN, out=folder, resume="auto",
         steps=study.steps // 3, seed=seed, batch_size=64, **ONCE,
     )  # fmt: skip
     return tuned(study, "noisy student", found.model, share, seed)[0]
