@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from vitkit.models.variants import config as net_config
-from vitkit.training.config import LoraConfig, OptimizerConfig, TrainConfig
+from vitkit.training.config import DataConfig, LoraConfig, OptimizerConfig, TrainConfig
 from vitkit.training.memory import largest_batch, memory
 
 # What a process takes once, for libraries and their threads, is taken by a small run before.
@@ -20,7 +20,7 @@ from vitkit.data.pipeline import Batch
 from vitkit.data.transforms import Preprocessing
 from vitkit.models.variants import build
 from vitkit.objectives.distillation import Teacher
-from vitkit.training.config import LoraConfig, OptimizerConfig, TrainConfig
+from vitkit.training.config import DataConfig, LoraConfig, OptimizerConfig, TrainConfig
 from vitkit.training.step import Setup, fresh_state, train_step
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
@@ -32,8 +32,10 @@ def kilobytes(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
-def steps(model, side, batch, accumulation, compiled, number, teacher=None):
+def steps(model, side, batch, accumulation, compiled, number, teacher=None,
+          objective="supervised", repeats=1):
     config = TrainConfig(
+        objective=objective, data=DataConfig(repeats=repeats),
         model=model, image_size=(side, side), batch_size=batch, accumulation=accumulation,
         polyak=case["polyak"], optimizer=OptimizerConfig(case["optimizer"]),
         freeze=tuple(case["freeze"]), lora=LoraConfig(case["rank"]),
@@ -43,7 +45,8 @@ def steps(model, side, batch, accumulation, compiled, number, teacher=None):
     kept = Preprocessing.direct((side, side))
     setup = Setup(config, number, engine, kept)
     teacher = teacher and Teacher(build(teacher, 1000, side), kept, kept)
-    state = fresh_state(build(model, 1000, side), config, engine, teacher=teacher)
+    net = build(model, 1000 if objective == "supervised" else 0, side)
+    state = fresh_state(net, config, engine, teacher=teacher)
     images = torch.randint(0, 255, (batch, 3, side, side), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(batch, dtype=torch.int64), np.arange(batch))
     for _ in range(number):
@@ -58,7 +61,7 @@ gc.collect()
 ctypes.CDLL("libc.so.6").malloc_trim(0)
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-steps(*real, 3, case["teacher"])
+steps(*real, 3, case["teacher"], case["objective"], case["repeats"])
 print(1024 * (kilobytes("VmHWM") - before))
 """
 
@@ -86,6 +89,18 @@ CASES = {
         "model": "ViT-Ti/16", "side": 160, "batch": 32, "teacher": "BiT-R50x1",
         "small": ("BiT-R50x1", 64),
     },
+    "ViT-Ti/16, masked patches, products kept": {
+        "model": "ViT-Ti/16", "side": 160, "batch": 64, "objective": "masked-patches",
+        "checkpointing": "selective", "small": ("ViT-Pico/8", 64),
+    },
+    "ViT-Ti/16, mae in two parts": {
+        "model": "ViT-Ti/16", "side": 160, "batch": 64, "objective": "mae", "accumulation": 2,
+        "small": ("ViT-Pico/8", 64),
+    },
+    "ViT-Ti/16, simclr in bf16": {
+        "model": "ViT-Ti/16", "side": 160, "batch": 64, "objective": "simclr", "repeats": 2,
+        "precision": "bf16", "small": ("ViT-Pico/8", 64),
+    },
     "ViT-S/16 compiled": {
         "model": "ViT-S/16", "side": 160, "batch": 16, "precision": "bf16", "compiled": True,
         "small": ("ViT-Pico/8", 64),
@@ -112,6 +127,7 @@ QUICK = (
 DEFAULTS = {
     "side": 224, "precision": "fp32", "checkpointing": "none", "compiled": False, "polyak": 0.0,
     "optimizer": "adamw", "accumulation": 1, "freeze": (), "rank": 0, "teacher": None,
+    "objective": "supervised", "repeats": 1,
 }  # fmt: skip
 
 
@@ -130,10 +146,11 @@ def planned(case):
     config = TrainConfig(
         batch_size=case["batch"], accumulation=case["accumulation"], polyak=case["polyak"],
         optimizer=OptimizerConfig(case["optimizer"]), freeze=case["freeze"],
-        lora=LoraConfig(case["rank"]),
+        lora=LoraConfig(case["rank"]), objective=case["objective"],
+        data=DataConfig(repeats=case["repeats"]),
     )  # fmt: skip
     return memory(
-        net_config(case["model"], 1000, case["side"]), config,
+        net_config(case["model"], 0 if config.self_supervised else 1000, case["side"]), config,
         batch=case["batch"] // case["accumulation"], precision=case["precision"],
         compiled=case["compiled"], checkpointing=case["checkpointing"],
         teacher=case["teacher"] and net_config(case["teacher"], 1000, case["side"]),

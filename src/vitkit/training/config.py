@@ -279,8 +279,8 @@ class TrainConfig:
             if flat(self)[name] != usual:
                 raise UsageError(
                     f"{name} is {flat(self)[name]}, but the objective {self.objective} reads no "
-                    "labels and trains no head; leave it out, and take a recipe for it, as "
-                    f"quickstart-{self.objective}"
+                    f"labels and trains no head; set it to {usual!r}, or pre-train by a recipe "
+                    f"for it, as quickstart-{self.objective}"
                 )
         if self.objective != "simclr":
             return

@@ -442,13 +442,13 @@ def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setu
     duration = f"{config.minutes:g} minutes" if by_time else f"{setup.steps:,} steps"
     asked = config.distillation
     taught = f"{asked.share:.0%} of the loss is against {asked.targets} targets of {asked.teacher}"
+    of_classes = f" of {len(task.train.class_names)} classes" if task.labelled else ""
     return "\n".join(
         [
             f"{kind} of {config.model} at {height}x{width}: "
             f"{in_words(cost.parameters(net), counts(net, config)[1])}, "
             f"{flops_of(net, config) / 1e9:.2f} GFLOPs an image",
-            f"data {task.name}: {len(task.train):,} images of "
-            f"{len(task.train.class_names)} classes, {len(task.val):,} held out",
+            f"data {task.name}: {len(task.train):,} images{of_classes}, {len(task.val):,} held out",
             f"{duration} of {config.batch_size} images on {setup.engine.summary()}",
             *([taught] if asked.teacher is not None else []),
         ]

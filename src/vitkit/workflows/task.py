@@ -136,7 +136,7 @@ def note_empty_classes(train: Source, title: str) -> None:
 
 def note_skew(task: Task, config: TrainConfig) -> None:
     """Warn where some classes have many times the images of others and nothing is done about it."""
-    if config.loss_balance or config.data.balance:
+    if config.loss_balance or config.data.balance or config.self_supervised:
         return
     counts = sorted(
         (images, name)
