@@ -434,7 +434,8 @@ def test_a_trained_teacher_outlives_words_with_which_there_are_no_pseudo_labels(
     listed = tmp_path / "list.txt"
     listed.write_text(f"{images.key(3)}\n")
     words |= {"threshold": 0.0, "pseudo": "hard", "per_class": 3, "resume": "auto"}
-    found = vitkit.selftrain(labelled, images, **words, **{"data.quarantine": (str(listed),)})
+    words |= {"data.quarantine": (str(listed),)}
+    found = vitkit.selftrain(labelled, images, **words)
     assert (out / "round-0" / "best" / "model.safetensors").stat() == weights
     record = json.loads((out / "selftrain.json").read_text())
     assert (record["threshold"], record["pseudo"], record["per_class"]) == (0.0, "hard", "3")
