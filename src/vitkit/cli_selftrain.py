@@ -6,17 +6,19 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vitkit.data.facts import DataFacts
-from vitkit.recipes.noisy_student import noisy_student
+from vitkit.recipes.noisy_student import check_fields, noisy_student
 from vitkit.terminal import print_columns, printable
 from vitkit.training.config import flat, to_json
-from vitkit.words import SelfTrain, given_in, parse, require
+from vitkit.words import SelfTrain, StudentConfig, given_in, parse, require
 
 if TYPE_CHECKING:
     from vitkit.workflows.selftrain_job import Job
 
 
 def selftrain(argv: list[str]) -> Any:
-    words = parse(SelfTrain(config=noisy_student(DataFacts())), "selftrain", argv)
+    check_fields(given_in(argv))
+    usual = StudentConfig(**vars(noisy_student(DataFacts())))
+    words = parse(SelfTrain(config=usual), "selftrain", argv)
     require(words.labelled, "selftrain", "LABELLED, images as docs/data.md lists them")
     require(words.unlabelled, "selftrain", "UNLABELLED, images of which no label is read")
     fields = {name: flat(words.config)[name] for name in sorted(given_in(argv))}
@@ -51,25 +53,33 @@ def selftrain(argv: list[str]) -> Any:
 
 
 def dry_run(job: Job) -> dict[str, Any]:
-    """What the teacher, and a student that learns all images, would take."""
-    from vitkit.reports.plans import lines
+    """What the teacher, and students that learn all images, would take."""
+    from vitkit.reports.plans import clock, lines
     from vitkit.workflows.plan import plan
     from vitkit.workflows.pretrain import net_config
 
     task, images = job.images.task, job.facts.images
-    students = f"a student of all {images:,} + {len(job.images.unlabelled):,} images"
-    stages = [(1, students, images + len(job.images.unlabelled))]
-    if job.teacher is None:
-        stages.insert(0, (0, f"the teacher, of {images:,} labelled images", images))
+    both, rounds = images + job.learned_at_most, range(1, job.words.rounds + 1)
+    stages = {} if job.teacher is not None else {
+        "teacher": (f"the teacher, of {images:,} labelled images", 0, images)
+    }  # fmt: skip
+    names = [f"student {job.model(number) or ''}".strip() for number in rounds]
+    for number, name in zip(rounds, names, strict=True):
+        who = f"a {name} of all {images:,} + {both - images:,} images"
+        stages.setdefault(name, (who, number, both))
     plans = {}
-    for number, who, count in stages:
+    for name, (who, number, count) in stages.items():
         config = job.config(number, count)
-        # Only the student's steps are timed: it trains the longest.
         found = plan(net_config(config, len(task.train.class_names)), config, count,
-                     device=job.device, probe=number > 0)  # fmt: skip
-        plans["student" if number else "teacher"] = {"config": to_json(config), "plan": found}
+                     device=job.device)  # fmt: skip
+        plans[name] = {"config": to_json(config), "plan": found}
         print("\n".join([f"{who}:", *(f"  {line}" for line in lines(found))]))
     print(json.dumps(to_json(job.usual), indent=2))
-    print(f"{job.words.rounds} rounds; a student has the fewer images the fewer pass the threshold")
+    taken = [plans[name]["plan"]["seconds"] for name in (*({"teacher"} & plans.keys()), *names)]
+    whole = "" if None in taken else f", about {clock(sum(taken))} in all"
+    print(
+        f"{job.words.rounds} rounds{whole}; a student has the fewer images the fewer pass the "
+        "threshold; evaluation and making pseudo-labels come on top"
+    )
     print("Next: the same command without --dry-run")
     return plans

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vitkit.errors import UsageError, named
+from vitkit.objectives.settings import ContrastiveConfig, MaskingConfig, Objective
 from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, flat, override
 from vitkit.workflows.inspect_options import InspectOptions
 from vitkit.workflows.protocols.options import ProtocolOptions
@@ -151,10 +152,20 @@ class Finetune(Pretrain):
 
 
 @dataclass(frozen=True)
+class StudentConfig(TrainConfig):
+    """A config whose help leaves out what is not for teachers and students."""
+
+    recipe: tyro.conf.Suppress[str] = ""
+    objective: tyro.conf.Suppress[Objective] = "supervised"
+    masking: tyro.conf.Suppress[MaskingConfig] = field(default_factory=MaskingConfig)
+    contrastive: tyro.conf.Suppress[ContrastiveConfig] = field(default_factory=ContrastiveConfig)
+
+
+@dataclass(frozen=True)
 class SelfTrain(Computing):
     """Train a teacher on labelled images, let it label others, train a student on both, and go on
-    with the student as teacher (Noisy Student): docs/selftraining.md. Shown are the defaults for
-    50,000 images of 224 pixels."""
+    with the student as teacher (Noisy Student). They have a recipe of their own:
+    docs/selftraining.md. Shown are its defaults for 50,000 images of 224 pixels."""
 
     labelled: Annotated[str, tyro.conf.Positional, shown("LABELLED")] = ""
     """Labelled images, one word of DATA: docs/data.md."""
@@ -178,9 +189,9 @@ class SelfTrain(Computing):
     threshold: float = 0.3
     """Images are learned of which the teacher is more certain than that, 0 to 1."""
     per_class: Annotated[str, tyro.conf.arg(metavar="N|auto|all")] = "auto"
-    """Images of each class: the most certain of those with more, repeated where there are fewer;
-    auto: as many in all as passed the threshold; all: those that passed, as they are."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """Images of each class: the most certain of those with more, repeated up to 10 times where
+    there are fewer; auto: as many in all as passed the threshold; all: those that passed."""
+    config: Annotated[StudentConfig, tyro.conf.arg(name="")] = field(default_factory=StudentConfig)
 
 
 @dataclass(frozen=True)

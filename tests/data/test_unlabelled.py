@@ -87,8 +87,17 @@ def test_the_fingerprint_follows_the_images(tmp_path):
 @pytest.mark.parametrize("word", ["nowhere", "empty", []])
 def test_where_there_is_no_image_a_sentence_says_so(tmp_path, word):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no such|no data|found"):
+    with pytest.raises(DataError, match=r"no such|no data|no image"):
         open_unlabelled(word and tmp_path / word)
+
+
+@pytest.mark.parametrize("file", [None, "notes.txt"])
+def test_a_folder_without_images_is_not_asked_for_labels(tmp_path, file):
+    if file:
+        (tmp_path / file).write_text("no image")
+    with pytest.raises(DataError, match=r"no image in it, but (nothing|notes.txt); give a") as said:
+        open_unlabelled(tmp_path)
+    assert len(str(said.value).splitlines()) == 1 and "class" not in str(said.value)
 
 
 def test_it_stays_an_error_for_labelled_data_that_no_class_is_known_of(tmp_path):

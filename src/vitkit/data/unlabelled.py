@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitkit.data.checks import DataError, digest
+from vitkit.data.checks import DataError, digest, some
 from vitkit.data.formats.folders import images_below, is_parquet, split_folders
 from vitkit.data.formats.image_files import FileSource, FolderSource, Names
+from vitkit.data.formats.layouts import LayoutError, listed
 from vitkit.data.opening import looked_through, open_data, open_one, short_names
 from vitkit.data.source import Concatenated, Source, Splits
 from vitkit.data.tars.opening import is_tar
@@ -102,8 +103,14 @@ def open_word(word: str | Path) -> Source:
     """One of the words. A folder that holds no labelled data is one of images alone."""
     try:
         source = open_one(word).train
-    except DataError:
+    except DataError as error:
         plain = image_files(word)
+        if plain is None and isinstance(error, LayoutError):
+            entries = some(listed(Path(word).expanduser())) or "nothing"
+            raise DataError(
+                f"{word}: no image in it, but {entries}; give a folder that holds image files at "
+                "any depth"
+            ) from error
         if plain is None:
             raise
         return plain

@@ -3,9 +3,11 @@ means and with the paper's noise."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from vitkit.data.facts import DataFacts
+from vitkit.errors import UsageError
 from vitkit.models.variants import VARIANTS
 from vitkit.recipes import quickstart
 from vitkit.recipes.regularisation import has_dropout
@@ -16,6 +18,19 @@ SMALL = 80  # pixels of the images' side up to which nets and images are too sma
 RANDAUGMENT = {"randaugment_layers": 2, "randaugment_magnitude": 27.0}  # section 3.1
 DROPOUT = 0.5  # before the head
 STOCHASTIC_DEPTH = 0.2  # of the last block: a survival probability of 0.8
+
+NOT_FOR_STUDENTS = ("recipe", "objective", "masking", "contrastive")  # they learn labels, by this
+
+
+def check_fields(names: Iterable[str]) -> None:
+    """UsageError for fields of a config that are not for teachers and students."""
+    refused = [name for name in names if name.partition(".")[0] in NOT_FOR_STUDENTS]
+    if refused:
+        options = ", ".join(f"--{name}".replace("_", "-") for name in sorted(refused))
+        raise UsageError(
+            "self-training learns labels by a recipe of its own (docs/selftraining.md); leave out "
+            f"{options}"
+        )
 
 
 def noisy_student(facts: DataFacts, model: str | None = None) -> TrainConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vitkit.data.checks import some
 from vitkit.plain import Table
 from vitkit.reports.page import (
     Fold,
@@ -24,6 +25,7 @@ from vitkit.reports.page import (
 )
 from vitkit.training.log import headline
 
+OFTEN = 5  # repeats of a class's images from which they are worth a line
 OPENED = 20  # classes; a longer table is folded
 
 
@@ -73,10 +75,25 @@ def rounds_table(record: dict[str, Any]) -> Table:
         ))  # fmt: skip
     header = ("round", "net", "passed", "different", "learned", "as before", what, "seconds", "")
     note = (
-        f"passed: unlabelled images above a confidence of {record['threshold']:g}; learned: with "
-        "repeats; as before: labels that are those of the round before."
+        f"passed: unlabelled images above a confidence of {record['threshold']:g}; learned: those "
+        "that the student learned, with repeats; different: each of them counted once; as before: "
+        "labels that are those of the round before."
     )
+    note = " ".join([note, *(rare(row) for row in record["rounds"] if rare(row))])
     return Table("", header, tuple(rows), note)
+
+
+def rare(row: dict[str, Any]) -> str:
+    """A sentence on the classes of which a student learned no image, or few again and again."""
+    pseudo = row.get("pseudo", {"passed_of_class": {}})
+    passed = pseudo["passed_of_class"]
+    none = [name for name, count in passed.items() if not count]
+    often = [f"{name} ({counted(count, 'image')} {pseudo['learned_of_class'][name]:,} times in all)"
+             for name, count in passed.items()
+             if count and pseudo["learned_of_class"][name] > OFTEN * count]  # fmt: skip
+    said = [f"no image passed of {some(none)}"] if none else []
+    said += [f"few passed, and were repeated, of {some(often)}"] if often else []
+    return f"Round {row['round']}: {'; '.join(said)}." if said else ""
 
 
 def classes_parts(record: dict[str, Any]) -> list[Part]:

@@ -33,6 +33,7 @@ from vitkit.workflows.teaching import order_of
 
 BATCH = 64  # images; fixed, for another batch may round differently
 UNREADABLE = -1  # in place of a label
+MOST_REPEATS = 10  # of an image: of a class with few, each would be learned by heart
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 Kind = Literal["soft", "hard"]
 
@@ -69,11 +70,13 @@ def guess(
     threshold: float,
     threads: int,
     quiet: bool = False,
+    teacher: str = "given",
 ) -> Guesses:
     """What the model says of every image, prepared as for evaluation, in float32, without noise.
 
-    Images that cannot be read are passed over, with a note, within the limits of a run. VitkitError
-    where the net's answers are not finite, or no confidence is above the threshold.
+    `teacher` is what errors call it. Images that cannot be read are passed over, with a note,
+    within the limits of a run. VitkitError where the net's answers are not finite, or no confidence
+    is above the threshold.
     """
     labels = np.full(len(images), UNREADABLE, np.int32)
     confidences = np.zeros(len(images), np.float32)
@@ -87,8 +90,9 @@ def guess(
             shares = answers(model, batch.images, class_names).softmax(-1)
             if not torch.isfinite(shares).all():
                 raise VitkitError(
-                    "the teacher's answers are not finite; its weights are damaged, or its "
-                    "training diverged: train another one"
+                    f"the answers of the teacher {teacher} are not finite, so its weights are "
+                    "damaged or its training diverged; give a sound checkpoint as --teacher, or "
+                    "train one with a lower --learning-rate"
                 )
             best = shares.max(1)
             places = batch.labels.numpy()
@@ -134,7 +138,7 @@ def balanced(
 
     `wanted` of each class that has any: the most confident of them, the first of equal ones; where
     there are fewer, all of them as often as they go into `wanted`, and for the rest images drawn
-    by (seed, class). None takes all as they are.
+    by (seed, class), but none more than MOST_REPEATS times. None takes all as they are.
     """
     if wanted is None:
         return np.arange(len(labels))
@@ -142,7 +146,7 @@ def balanced(
     for label in np.unique(labels).tolist():
         own = np.flatnonzero(labels == label)
         own = own[np.argsort(-confidences[own], kind="stable")]
-        whole, rest = divmod(wanted, len(own))
+        whole, rest = divmod(min(wanted, MOST_REPEATS * len(own)), len(own))
         if whole == 0:
             chosen.append(own[:wanted])
             continue
@@ -170,7 +174,7 @@ def to_learn(
 def save(path: Path, guesses: Guesses) -> str:
     """Write NAME.npz, whole or not at all -> its SHA-256."""
     with whole_file(path) as fresh, fresh.open("wb") as file:
-        np.savez(file, allow_pickle=False, **vars(guesses))
+        np.savez(file, **vars(guesses))
     return sha256(path)
 
 

@@ -3,6 +3,7 @@ labels, a noised student learns them and the labelled ones, and becomes the next
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from contextlib import suppress
@@ -14,7 +15,7 @@ import numpy as np
 
 from vitkit.data.pipeline import evaluation_batches
 from vitkit.data.source import Concatenated
-from vitkit.errors import UsageError
+from vitkit.errors import UsageError, VitkitError
 from vitkit.evaluation.topk import top_k
 from vitkit.models import cost
 from vitkit.models.variants import name_of
@@ -86,7 +87,7 @@ def selftrain(
     those that passed as they are; with their probabilities ("soft") or likeliest class ("hard") for
     labels. `fields` change those of vitkit.recipes.noisy_student, as in `pretrain`, for the teacher
     and all students. With `resume` "auto" or a folder finished rounds are not run again. Raises
-    UsageError, DataError and, where no image passes the threshold, VitkitError.
+    UsageError, DataError and, where a net diverges or no image passes the threshold, VitkitError.
     """
     words = SelfTrainWords(rounds, students, pseudo, threshold, per_class)
     job = prepared(labelled, unlabelled, words, teacher, out, device, quiet, fields)
@@ -160,6 +161,11 @@ class Rounds:
         )
         names = self.job.images.task.train.class_names
         metrics = top_k(lambda images: pseudo_labels.answers(teacher, images, names), batches)
+        if not math.isfinite(metrics["loss"]):
+            raise VitkitError(
+                f"the loss of the teacher {self.job.teacher_name} on the held-out images is not "
+                "finite; give a sound checkpoint as --teacher, or leave it out to train one"
+            )
         self.note(row, folder=None, model=name_of(teacher.net.config), metrics=numbers(metrics))
 
     def train(self, number: int, task: Task) -> None:
@@ -178,19 +184,35 @@ class Rounds:
             task, config=config, out=self.folder / row["folder"], resume="auto",
             device=self.job.device, quiet=self.job.quiet,
         )  # fmt: skip
+        if not math.isfinite(run.metrics["loss"]):
+            raise self.diverged(number)
         self.note(
             row, model=config.model, metrics=run.metrics, steps=run.steps,
             seconds=round(run.seconds, 1), weights=fingerprint(run.model.net),
         )  # fmt: skip
 
+    def diverged(self, number: int) -> VitkitError:
+        """Of a round whose net is no teacher; its run is left, and no row says that it is done."""
+        before = self.record["rounds"][number - 1]["folder"] if number else None
+        kept = f", and --teacher {self.folder / before} to keep its teacher" if before else ""
+        return VitkitError(
+            f"{self.folder / f'round-{number}'}: its training diverged, the loss on the held-out "
+            "images is not finite; start a new self-training without --resume, with a lower "
+            f"--learning-rate{kept}"
+        )
+
     def check_done(self, row: dict[str, Any]) -> None:
         """UsageError where a round's net is not the one that its row is of."""
-        path = self.folder / row["folder"]
-        if fingerprint(load(path).net) != row["weights"]:
-            raise UsageError(
-                f"{path}: its best net is not the one in {selftrain_record.RECORD}; copy both from "
-                "a backup, or start a new self-training without --resume"
-            )
+        path, why = self.folder / row["folder"], f"is not the one in {selftrain_record.RECORD}"
+        try:
+            if fingerprint(load(path).net) == row["weights"]:
+                return
+        except (VitkitError, OSError) as error:
+            why = f"cannot be read ({error})"
+        raise UsageError(
+            f"{path}: its best net {why}; copy both from a backup, or start a new self-training "
+            "without --resume"
+        )
 
     def note_size(self, number: int, config: TrainConfig) -> None:
         """Warn of a student that is smaller than its teacher."""
@@ -220,9 +242,11 @@ class Rounds:
         fresh = guesses is None
         if guesses is None:
             model = self.teacher(number).to(choose_device(self.job.device))
+            given = number == 1 and self.job.teacher is not None
+            name = self.job.teacher_name if given else str(self.folder / f"round-{number - 1}")
             guesses = pseudo_labels.guess(
                 model, images, self.job.images.task.train.class_names, words.pseudo,
-                words.threshold, self.job.threads, self.job.quiet,
+                words.threshold, self.job.threads, self.job.quiet, name,
             )  # fmt: skip
         labels = guesses.labels[guesses.passed]
         chosen = pseudo_labels.balanced(

@@ -11,7 +11,7 @@ from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError
 from vitkit.models.variants import name_of
 from vitkit.prediction.model import Model
-from vitkit.recipes.noisy_student import noisy_student
+from vitkit.recipes.noisy_student import check_fields, noisy_student
 from vitkit.training.config import TrainConfig, override
 from vitkit.training.precision import choose_device
 from vitkit.training.world import World, from_environment
@@ -19,6 +19,7 @@ from vitkit.workflows import selftrain_record
 from vitkit.workflows.feeding import loader_threads
 from vitkit.workflows.finetune import opened, parent_of
 from vitkit.workflows.pretrain import net_config
+from vitkit.workflows.pseudo_labels import MOST_REPEATS
 from vitkit.workflows.run import fixed_steps
 from vitkit.workflows.selftrain_data import Images, open_images
 from vitkit.workflows.selftrain_words import SelfTrainWords
@@ -64,6 +65,13 @@ class Job:
         return self.config(0, self.facts.images)
 
     @property
+    def learned_at_most(self) -> int:
+        """How many unlabelled images a student can learn, repeats among them."""
+        passed, classes = len(self.images.unlabelled), len(self.images.task.train.class_names)
+        asked = str(self.words.per_class)
+        return min(int(asked) * classes, MOST_REPEATS * passed) if asked.isdecimal() else passed
+
+    @property
     def threads(self) -> int:
         return loader_threads(self.usual, World())
 
@@ -93,8 +101,7 @@ def prepared(
     if from_environment().size > 1:
         raise UsageError("self-training runs in one process; start it without torchrun")
     choose_device(device)
-    if "recipe" in fields:
-        raise UsageError("self-training has a recipe of its own; leave out --recipe")
+    check_fields(fields)
     model, name = (None, "") if teacher is None else opened(teacher)
     leaks_to = Path(f"{out or OUT}-quarantine.txt")
     images = open_images(labelled, unlabelled, data_config(None, fields), leaks_to)
@@ -104,10 +111,6 @@ def prepared(
     job = Job(images, words, model, name, fields, device, quiet, images.task.facts())
     for number in range(0 if model is None else 1, max(1, len(words.students)) + 1):
         config = job.config(number, job.facts.images)
-        if config.objective != "supervised":
-            raise UsageError(
-                f"objective is {config.objective}, but a student learns labels; leave it out"
-            )
         if len(config.data.weights) not in (0, 2):
             raise UsageError(
                 f"--data.weights names {len(config.data.weights)} shares; give two, of the "

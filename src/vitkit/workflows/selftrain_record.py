@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from vitkit.errors import UsageError
 from vitkit.files import write_whole
+from vitkit.terminal import finite
 from vitkit.training.config import HARMLESS, TrainConfig, to_json
 from vitkit.workflows.run_folder import SELFTRAIN_RECORD as RECORD
 from vitkit.workflows.run_folder import (
@@ -22,6 +24,22 @@ from vitkit.workflows.run_folder import (
 )
 from vitkit.workflows.selftrain_data import Images
 from vitkit.workflows.selftrain_words import SelfTrainWords
+
+NUMBER, NONE = (int, float), type(None)
+OF_PSEUDO = ("pseudo", "threshold", "per_class")  # words that decide the pseudo-labels
+# What is read of a record and of its rows: dicts by their keys, values by their types.
+SHAPE = {
+    "data": {"name": str, "fingerprint": str, "held_out_fingerprint": str, "read_by": str},
+    "unlabelled": {"name": str, "fingerprint": str, "images": int},
+    "teacher": (dict, NONE), "pseudo": str, "threshold": NUMBER, "per_class": str, "nets": list,
+    "config": dict, "rounds": list,
+}  # fmt: skip
+DONE = {"model": str, "metrics": {"top1": NUMBER, "loss": NUMBER, "images": int}}
+TRAINED = {"weights": str, "seconds": NUMBER}
+PSEUDO = {
+    "sha256": str, "passed": int, "different": int, "learned": int,
+    "passed_of_class": dict, "learned_of_class": dict, "same_as_before": (*NUMBER, NONE),
+}  # fmt: skip
 
 
 def asked_for(
@@ -66,7 +84,7 @@ def open_record(
             return folder, record
         record = read(folder)
         check_same(folder, record, asked)
-        record["nets"] = asked["nets"]  # more rounds may be wanted now
+        record |= asked if is_open(record) else {"nets": asked["nets"]}  # for more rounds
     except BaseException:
         unlock(folder)
         raise
@@ -91,12 +109,10 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("data", "unlabelled", "teacher", "pseudo", "threshold", "per_class", "config"):
-            record[name]
+        check_shape(record, SHAPE, "it")
         for number, row in enumerate(record["rounds"]):
-            if row["round"] != number or ("metrics" in row and "model" not in row):
-                raise ValueError(f"round {number} is not whole")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            check_row(record, number, row)
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: is damaged ({error}); copy it from a backup, or start a new self-training "
             "without --resume"
@@ -104,8 +120,46 @@ def read(folder: Path) -> dict[str, Any]:
     return record
 
 
+def check_shape(value: Any, shape: Any, where: str) -> None:
+    """ValueError where a value of JSON is not of these types, or lacks a key, or is not finite."""
+    if isinstance(shape, dict):
+        check_shape(value, dict, where)
+        for name, inner in shape.items():
+            if name not in value:
+                raise ValueError(f"{where} has no {name}")
+            check_shape(value[name], inner, f"{name} of {where}")
+    elif not isinstance(value, shape) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{where} cannot be {json.dumps(value)[:40]}")
+
+
+def check_row(record: dict[str, Any], number: int, row: Any) -> None:
+    """ValueError where a round is not as it was written. All but the last one are done."""
+    where = f"round {number}"
+    given = number == 0 and record["teacher"] is not None
+    check_shape(row, {"round": int}, where)
+    done = number < len(record["rounds"]) - 1 or "metrics" in row
+    check_shape(row, (DONE if done else {}) | (TRAINED if done and not given else {}), where)
+    if (row["round"], row.get("folder", "")) != (number, None if given else f"round-{number}"):
+        raise ValueError(f"{where} has another number or folder")
+    if number:
+        check_shape(row, {"pseudo": PSEUDO}, where)
+        counts = [row["pseudo"][name] for name in ("passed_of_class", "learned_of_class")]
+        first = record["rounds"][1]["pseudo"]["passed_of_class"]
+        for count in counts:
+            check_shape(count, dict.fromkeys(first, int), f"pseudo of {where}")
+
+
+def is_open(record: dict[str, Any]) -> bool:
+    """Whether no pseudo-labels are made yet: what they are made of and how may still change."""
+    return not any("pseudo" in row for row in record["rounds"])
+
+
 def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """UsageError where a self-training that goes on would be another one. It may get longer."""
+    """UsageError where a self-training that goes on would be another one. It may get longer, and
+    what is said of pseudo-labels counts once there are any."""
+    free = is_open(before)
+    # Of these lists count the images that they leave.
+    harmless = HARMLESS | {"data.quarantine"} if free else HARMLESS
     done = len(before["rounds"])
     if done > len(now["nets"]):
         raise UsageError(
@@ -117,13 +171,12 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
         return {
             "the labelled images": (data["fingerprint"], data["read_by"]),
             "the held-out images": data["held_out_fingerprint"],
-            "the unlabelled images": images["fingerprint"],
+            "the unlabelled images": free or images["fingerprint"],
             "the teacher": of["teacher"],
-            **{f"--{name.replace('_', '-')}": of[name]
-               for name in ("pseudo", "threshold", "per_class")},
+            **{f"--{name.replace('_', '-')}": free or of[name] for name in OF_PSEUDO},
             "the nets": of["nets"][:done],
             "the config": {name: value for name, value in flat_json(of["config"]).items()
-                           if name not in HARMLESS},
+                           if name not in harmless},
         }  # fmt: skip
 
     different = []
@@ -141,6 +194,6 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n"
     # Of names that are no UTF-8 \udce9 is right JSON.
     write_whole(folder / RECORD, text.encode(errors="backslashreplace"))

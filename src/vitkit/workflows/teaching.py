@@ -41,18 +41,18 @@ def teacher_of(
     if distillation.teacher is None:
         return None
     model = load(distillation.teacher)
-    if not model.class_names:
-        raise UsageError(
-            f"{distillation.teacher}: has no head, so it cannot teach classes; give a checkpoint "
-            "that was trained on the classes of the data"
-        )
     order = order_of(model.class_names, class_names, distillation.teacher)
     return Teacher(model.net, model.preprocessing, students, order)
 
 
 def order_of(known: Sequence[str], given: Sequence[str], teacher: str) -> Tensor:
     """For each class of the data its number in the teacher, (K,) int64: by name, those of ImageNet
-    by any of their names."""
+    by any of their names. UsageError where it knows others, or none."""
+    if not known:
+        raise UsageError(
+            f"the teacher {teacher} has no head, so it cannot teach classes; fine-tune it on the "
+            "classes of the data first (vitkit finetune DATA --from CHECKPOINT), or give another"
+        )
     places: Sequence[int | None] = []
     if sorted(known) == sorted(given):
         place = {name: number for number, name in enumerate(known)}

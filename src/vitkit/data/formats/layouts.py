@@ -19,7 +19,11 @@ MOST_LINES = 8  # of a tree
 LOOKED_AT = 1000  # entries of one folder
 
 
-def wrong_layout(folder: Path, is_split: bool = False) -> DataError:
+class LayoutError(DataError):
+    """There is no image whose label is known."""
+
+
+def wrong_layout(folder: Path, is_split: bool = False) -> LayoutError:
     """The error for a folder, or for one of its split folders, without images that have labels.
 
     Its first line is the whole error in short; then come the tree found, the trees that can be
@@ -46,7 +50,7 @@ def wrong_layout(folder: Path, is_split: bool = False) -> DataError:
         *(f"  {line}" for line in expected),
         f"fix: {fix(folder, entries)}",
     ]
-    return DataError("\n".join(lines))
+    return LayoutError("\n".join(lines))
 
 
 def listed(folder: str | Path) -> list[str]:
