@@ -108,17 +108,16 @@ def fresh_state(
     mean: tuple[float, ...] = HALF,
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
-    class_weights: Tensor | None = None,
 ) -> TrainState:
     """A net that is about to be trained, ready for its engine, with optimizer and average.
 
-    Images are normalised by `mean` and `std`; `teacher` and `class_weights` as for `learner_of`.
-    UsageError where what is to be trained of it cannot be.
+    Images are normalised by `mean` and `std`; `teacher` as for `learner_of`. UsageError where what
+    is to be trained of it cannot be.
     """
     choose_trained(net, tuple(config.freeze), config.lora, config.head_norm)
     if teacher is not None:
         teacher.to(engine.device)
-    learner = learner_of(net, config, mean, std, teacher, class_weights)
+    learner = learner_of(net, config, mean, std, teacher)
     return with_optimizer(learner, apply(learner, engine), config)
 
 

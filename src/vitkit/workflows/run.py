@@ -151,10 +151,7 @@ def train_run(
             with computing_threads(engine.threads):
                 if begin is not None and not opened.saved:
                     begun = from_main(partial(begin, net, setup))
-            state = fresh_state(
-                net, config, engine, mean=kept.mean, std=kept.std, teacher=teacher,
-                class_weights=setup.class_weights,
-            )  # fmt: skip
+            state = fresh_state(net, config, engine, mean=kept.mean, std=kept.std, teacher=teacher)
             with computing_threads(engine.threads):
                 stream = together(lambda: training_stream(task, config, engine))
                 if opened.saved:
