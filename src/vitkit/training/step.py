@@ -284,6 +284,16 @@ def check_finite(state: TrainState, limit: int) -> None:
     )
 
 
+def check_changed(state: TrainState) -> None:
+    """Diverged where steps were done and not one had a finite gradient."""
+    if not 0 < state.step <= int(state.skipped):
+        return
+    raise Diverged(
+        f"not one of the {state.step} steps had a finite gradient, so nothing was learned; start a "
+        "new run with a lower --learning-rate, or --precision fp32"
+    )
+
+
 def ready(batches: Generator[Batch, None, None], setup: Setup) -> Generator[Batch, None, None]:
     """The same batches, on the device and augmented there."""
     try:
