@@ -10,6 +10,8 @@ from PIL import Image
 import vitkit
 from vitkit.data.opening import digits
 from vitkit.reports.classes import OfClass
+from vitkit.reports.learned import learned_parts
+from vitkit.reports.page import Text
 from vitkit.reports.training import differences_of, line_of, write_report
 from vitkit.training.config import TrainConfig, to_json
 
@@ -123,3 +125,13 @@ def test_images_without_classes_are_named_as_the_user_did_and_views_counted(tmp_
     assert "4 steps of 8 images in 2 views each" in said
     page = (run.folder / "report.html").read_text()
     assert f"on {folder}<" in page and "lasses</" not in page
+
+
+@pytest.mark.parametrize(("other", "hardly"), [(0.1, False), (0.72, True)])
+def test_a_small_gap_between_cosines_is_said_to_tell_little(other, hardly):
+    cosines = np.full((4, 4), other)
+    cosines[[0, 1, 2, 3], [2, 3, 0, 1]] = 0.75
+    np.fill_diagonal(cosines, 1.0)
+    said, *_ = learned_parts({"images": np.zeros((4, 3, 8, 8), np.uint8), "similarities": cosines})
+    assert isinstance(said, Text)
+    assert ("hardly tells an image from others" in said.text) == hardly
