@@ -23,6 +23,7 @@ from vitkit.data.crops import RandomCrop
 from vitkit.data.decode import ImageError
 from vitkit.data.kept import KeptOnDevice
 from vitkit.data.pipeline import Batch, TrainingStream, evaluation_batches
+from vitkit.data.sampling import Order
 from vitkit.data.source import ArraySource, Source
 from vitkit.data.transforms import Preprocessing
 
@@ -356,6 +357,18 @@ def test_the_replacement_is_the_same_every_time_and_for_any_number_of_threads(th
     assert_same(taken(stream(Numbered(bad=bad), threads=threads).batches(), 15), expected)
     rest = taken(stream(Numbered(bad=bad), threads=threads).batches(6), 9)
     assert_same(rest, expected[6:])
+
+
+@pytest.mark.parametrize("keep", ["none", "device"])
+def test_all_repeats_of_a_bad_image_are_replaced_by_the_same(keep):
+    """Two views that SimCLR takes for one image are of one."""
+    source = Numbered(bad={3, 9, 15, 21})
+    twice = Order(source, 6, SEED, repeats=2)
+    training = stream(source, keep=keep, batch_size=6, order=twice)
+    for batch in taken(training.batches(), 12):
+        numbers = order([batch])
+        assert numbers[:3] == numbers[3:]
+    assert len(training.bad.reasons) == 4
 
 
 def test_the_replacement_brings_its_own_label():

@@ -50,7 +50,8 @@ def test_of_what_is_not_finite_and_of_one_image_nothing_is_said(hole):
     features = random_features(4)
     features[1, 2] = hole
     assert math.isnan(spread(features)) and math.isnan(spread(features[:1]))
-    assert math.isnan(spread(features[:0])) and not collapsed(math.nan)
+    assert math.isnan(spread(features[:0]))
+    assert not collapsed(math.nan, 1.0) and not collapsed(0.1, math.nan)
 
 
 def test_a_net_that_only_makes_views_alike_collapses_and_an_untrained_one_has_not():
@@ -67,9 +68,16 @@ def test_a_net_that_only_makes_views_alike_collapses_and_an_untrained_one_has_no
         loss.backward()
         optimizer.step()
     found = spread(net.features(images).detach())
-    assert collapsed(found) and not collapsed(fresh)
+    assert collapsed(found, fresh) and not collapsed(fresh, fresh)
+
+
+def test_a_net_that_began_with_features_much_alike_has_not_collapsed():
+    assert not collapsed(0.15, 0.15) and not collapsed(0.12, 0.15)
+    assert collapsed(0.05, 0.15)
+    assert not collapsed(0.3, 0.9), "still far apart"
 
 
 def test_people_are_told_what_and_what_to_do():
-    assert "nearly the same (a spread of 0.11" in in_words(0.1129)
-    assert "--learning-rate" in in_words(0.1)
+    said = in_words(0.1129, 0.4321)
+    assert "nearly the same (a spread of 0.11, 0.43 before the first step)" in said
+    assert "--learning-rate" in said

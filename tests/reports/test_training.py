@@ -3,10 +3,15 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import vitkit
+from vitkit.data.opening import digits
 from vitkit.reports.classes import OfClass
+from vitkit.reports.learned import learned_parts
+from vitkit.reports.page import Text
 from vitkit.reports.training import differences_of, line_of, write_report
 from vitkit.training.config import TrainConfig, to_json
 
@@ -83,3 +88,50 @@ def test_many_points_are_drawn_as_means_of_neighbours():
 def test_fields_of_another_version_make_no_difference():
     old, new = {"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": (1, 3), "d": 5}}
     assert differences_of({"old": old, "new": new}) == {"b.c": ["1 2", "1 3"]}
+
+
+WITHOUT_LABELS = {
+    "model": "ViT-Femto/2", "steps": 4, "evaluate_every": 4, "batch_size": 16, "image_size": 8,
+    "device": "cpu",
+}  # fmt: skip
+
+
+def test_a_run_without_labels_begins_with_what_untrained_features_are_worth(tmp_path):
+    run = vitkit.pretrain("digits", "quickstart-masked-patches", out=tmp_path / "run", quiet=True,
+                          **WITHOUT_LABELS)  # fmt: skip
+    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    first, last = (line for line in lines if line["kind"] == "evaluation")
+    assert (first["step"], last["step"]) == (0, 4)
+    assert run.metrics["loss"] == min(first["loss"], last["loss"])
+    page = (run.folder / "report.html").read_text()
+    best = f"Best loss {run.metrics['loss']:.4f}, few-shot top-1 {run.metrics['few_shot']:.2%}"
+    assert best in page
+    assert f"Few-shot top-1 was {first['few_shot']:.1%} before the first step and is" in page
+    assert "On held-out images: few-shot top-1" in page  # the chart
+    assert "feature_spread says how far apart" in page
+    assert "patches that were corrupted in grey" in page
+
+
+def test_images_without_classes_are_named_as_the_user_did_and_views_counted(tmp_path, capfd):
+    folder, source = tmp_path / "photos", digits().train
+    folder.mkdir()
+    for index in range(40):
+        Image.fromarray(np.asarray(source.image(index).permute(1, 2, 0))).save(
+            folder / f"{index}.png"
+        )
+    run = vitkit.pretrain(folder, "quickstart-simclr", out=tmp_path / "run", **WITHOUT_LABELS)
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"data {folder}: 36 images without labels, 4 held out" in said
+    assert "4 steps of 8 images in 2 views each" in said
+    page = (run.folder / "report.html").read_text()
+    assert f"on {folder}<" in page and "lasses</" not in page
+
+
+@pytest.mark.parametrize(("other", "hardly"), [(0.1, False), (0.72, True)])
+def test_a_small_gap_between_cosines_is_said_to_tell_little(other, hardly):
+    cosines = np.full((4, 4), other)
+    cosines[[0, 1, 2, 3], [2, 3, 0, 1]] = 0.75
+    np.fill_diagonal(cosines, 1.0)
+    said, *_ = learned_parts({"images": np.zeros((4, 3, 8, 8), np.uint8), "similarities": cosines})
+    assert isinstance(said, Text)
+    assert ("hardly tells an image from others" in said.text) == hardly

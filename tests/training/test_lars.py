@@ -54,6 +54,19 @@ def test_weights_or_gradients_of_zero_are_not_divided_by():
     assert torch.equal(net.weight, kept)
 
 
+def test_without_momentum_nothing_is_kept_beside_the_weights():
+    net = linear()
+    optimizer = make_optimizer(net, OptimizerConfig("lars", RATE, DECAY, momentum=0.0))
+    for _ in range(2):
+        weight, gradient = net.weight.detach().clone(), torch.full((2, 3), 0.5).double()
+        net.weight.grad, net.bias.grad = gradient.clone(), torch.zeros(2).double()
+        optimizer.step()
+        decayed = gradient + DECAY * weight
+        expected = weight - RATE * 0.001 * weight.norm() / decayed.norm() * decayed
+        torch.testing.assert_close(net.weight.detach(), expected)
+    assert not optimizer.state_dict()["state"]
+
+
 def given(**fields):
     return setup(optimizer=OptimizerConfig("lars", weight_decay=0.01), **fields)
 

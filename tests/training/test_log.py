@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vitkit.training.log import RunLog
+from vitkit.training.log import RunLog, headline, told
 
 
 @pytest.fixture
@@ -91,3 +91,11 @@ def test_without_a_path_nothing_is_written(tmp_path):
     log = RunLog(None, 100, quiet=True)
     log.record(1, "train", {})
     assert log.size() == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_nets_that_learn_without_labels_are_compared_by_their_loss_and_few_shot_is_told():
+    found = {"loss": 0.53211, "few_shot": 0.2431, "feature_spread": 0.5}
+    assert headline(found) == ("negative loss", -0.53211)
+    assert told(found) == "loss 0.5321, few-shot top-1 24.3%"
+    assert told({"loss": 0.53211, "feature_spread": 0.5}) == "loss 0.5321"
+    assert told({"loss": 0.1, "top1": 0.5}) == "top-1 50.0%"

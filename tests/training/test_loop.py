@@ -21,7 +21,14 @@ from vitkit.training.loop import Training, learning_rates
 from vitkit.training.parallel import Engine
 from vitkit.training.precision import Precision
 from vitkit.training.saving import load_state, newest_state
-from vitkit.training.step import Diverged, Setup, check_finite, fresh_state, train_step
+from vitkit.training.step import (
+    Diverged,
+    Setup,
+    check_changed,
+    check_finite,
+    fresh_state,
+    train_step,
+)
 from vitkit.training.stopping import Interrupted
 from vitkit.training.timing import steps_in
 
@@ -123,6 +130,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_too_many_end_the_run(
     check_finite(state, 3)
     with pytest.raises(Diverged, match="3 gradients were not finite, more than the 2"):
         check_finite(state, 2)
+    state.step = 3
+    with pytest.raises(Diverged, match="not one of the 3 steps had a finite gradient"):
+        check_changed(state)
+    state.step = 4
+    check_changed(state)  # one was
 
 
 def test_the_polyak_average_is_the_exponential_mean_of_the_weights():

@@ -180,6 +180,17 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(checkpointing):
     assert memory(net, config, batch=int(most * 1.02) + 1, **how).total > limit
 
 
+def test_views_are_compared_with_those_of_all_processes():
+    """Of two rows of similarities one is of the other process; backward takes as many again."""
+    net, share = net_config("ViT-Femto/2", 0, 4), 1024
+
+    def planned(views):
+        config = TrainConfig(objective="simclr", batch_size=views, data=DataConfig(repeats=2))
+        return memory(net, config, batch=share).activations
+
+    assert planned(2 * share) - planned(share) > 2 * 4 * share * share
+
+
 @pytest.mark.parametrize("name", ["ViT-Ti/16", "BiT-R50x1"])
 def test_on_a_gpu_norms_keep_float32_also_where_they_are_computed_again(name):
     net = net_config(name, 1000, 64)

@@ -97,7 +97,7 @@ def test_with_a_share_of_1_no_label_is_learned(data, teacher, tmp_path):
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_a_run_goes_on_from_its_middle_to_the_same_bits(kind, data, teacher, tmp_path):
     words = {**FAST, "distillation.teacher": teacher, "dropout": 0.1, "polyak": 0.5,
-             "augment.mixup": 0.5, "label_smoothing": 0.1, "loss_balance": 0.5}  # fmt: skip
+             "augment.mixup": 0.5, "label_smoothing": 0.1}  # fmt: skip
     base = Model(vitkit.build("ViT-Femto/2", 3, 8), ["a", "b", "c"], Preprocessing((8, 8)))
 
     def train(out, **more):
@@ -112,6 +112,11 @@ def test_a_run_goes_on_from_its_middle_to_the_same_bits(kind, data, teacher, tmp
     assert same(weights(train(run.folder, resume="auto").folder), before)
     words["distillation.share"] = 0.4
     assert not same(weights(train(tmp_path / "other").folder), before)
+
+
+def test_class_weights_beside_a_teacher_are_refused():
+    with pytest.raises(UsageError, match=r"loss_balance weights.*or no teacher"):
+        TrainConfig(loss_balance=0.5, distillation=DistillationConfig(teacher="runs/base"))
 
 
 def test_a_run_goes_on_with_the_same_teacher_wherever_it_is_and_no_other(data, tmp_path):

@@ -51,11 +51,11 @@ class Batch:
 class TrainingStream:
     """An endless stream of randomly cropped training batches, from any position on.
 
-    A bad image is replaced by another, drawn by (seed, position, attempt); more bad images than 10
-    and 0.1 % of the source raise DataError. Of several processes each has its `rank` and gets its
-    share of every batch, which their number must divide: together they see the stream of a single
-    one. `order` is by default every image once an epoch. `kept` holds decoded images, on the device
-    or on disk; `device` is where the others are decoded.
+    A bad image is replaced by another, drawn by (seed, position, attempt), the same for all its
+    repeats in a batch; more bad images than 10 and 0.1 % of the source raise DataError. Of several
+    processes each has its `rank` and gets its share of every batch, which their number must divide:
+    together they see the stream of a single one. `order` is by default every image once an epoch.
+    `kept` holds decoded images, on the device or on disk; `device` is where the others are decoded.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class TrainingStream:
 
     def replacements(self, place: int) -> list[int]:
         """The images that take the place of a bad one, the first that is good."""
+        (place,) = self.order.without_repeats(np.array([place])).tolist()
         drawn = uniforms(self.seed, Purpose.REPLACEMENT, place, 1, ATTEMPTS)[0]
         return (drawn * len(self.source)).astype(np.int64).tolist()
 

@@ -93,13 +93,11 @@ class Distilling(Learner):
         teacher: Callable[[Tensor], Tensor],
         distillation: DistillationConfig,
         smoothing: float = 0.0,
-        class_weights: Tensor | None = None,
     ) -> None:
-        """`teacher` gives logits (B, K) for the net's images (`Teacher`); smoothing and
-        `class_weights` (K,) are of the loss against the labels."""
+        """`teacher` gives logits (B, K) for the net's images (`Teacher`); smoothing is of the loss
+        against the labels."""
         super().__init__(net)
-        self.teacher, self.distillation = teacher, distillation
-        self.smoothing, self.class_weights = smoothing, class_weights
+        self.teacher, self.distillation, self.smoothing = teacher, distillation, smoothing
 
     def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         """-> (1 - share) cross-entropy with the labels + share distillation loss, scalar."""
@@ -109,8 +107,6 @@ class Distilling(Learner):
             logits, to_distil = self.net.classify_twice(self.net.encode(images))
         else:
             logits = to_distil = self.net(images)
-        from_labels = cross_entropy(
-            logits, labels, smoothing=self.smoothing, class_weights=self.class_weights
-        )
+        from_labels = cross_entropy(logits, labels, smoothing=self.smoothing)
         from_teacher = distillation_loss(to_distil, answers, asked.targets, asked.temperature)
         return (1 - asked.share) * from_labels + asked.share * from_teacher

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional as F
 
 from vitkit.data.augmentation.placing import placed
@@ -24,8 +25,8 @@ class SimCLR(Learner):
     authors' code normalises in the head over the batch; here nothing does, as such statistics would
     be each process's own and tell a view which others it came with.
 
-    Every process compares its images with those of all, so all must ask for a loss, with as many.
-    UsageError for a batch of fewer than two images, or of half a pair.
+    Every process compares its images with those of all: all must ask for a loss, each of its share
+    of a batch of `batch_size` views. UsageError for fewer than two images, or half a pair.
     """
 
     together: ClassVar[bool] = True
@@ -37,7 +38,7 @@ class SimCLR(Learner):
                 "contrastive learning compares different images, each in two views: batch_size is "
                 f"{batch_size}; give an even number of at least 4"
             )
-        self.temperature = contrastive.temperature
+        self.temperature, self.batch_size = contrastive.temperature, batch_size
         self.projection = nn.Sequential(
             nn.Linear(feature_width(net), contrastive.hidden_width, bias=False),
             nn.ReLU(),
@@ -47,13 +48,12 @@ class SimCLR(Learner):
     def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         """Eq. 1, the mean over this process's views (B,) of their losses, in float32 at least."""
         projected = self.projected(images)
-        processes = dist.get_world_size() if dist.is_initialized() else 1
-        views = len(places) * processes
-        rows = places % views  # a batch begins at a multiple of its size
-        where = placed(rows, images.device)
+        # A batch begins at a multiple of its size.
+        where = placed(places % self.batch_size, images.device)
         # No order between processes is relied on: each puts its own rows in, and adds nothing else.
-        every = projected.new_zeros(views, projected.shape[1]).index_copy(0, where, projected)
-        if processes > 1:
+        every = projected.new_zeros(self.batch_size, projected.shape[1])
+        every = every.index_copy(0, where, projected)
+        if len(places) < self.batch_size:
             every = SumOfProcesses.apply(every)
         return nt_xent(projected, every, where, self.temperature)
 
@@ -75,7 +75,9 @@ def nt_xent(anchors: Tensor, views: Tensor, rows: Tensor, temperature: float) ->
     """Eq. 1 of arXiv 2002.05709, the mean over the anchors: scalar.
 
     `anchors` (A, d) are rows number `rows` (A,) int64 of `views` (2N, d), all of length 1; the
-    other view of row i is row i + N, modulo 2N.
+    other view of row i is row i + N, modulo 2N. Similarities and loss are in float32 at least,
+    autocast or not; where torch lets a GPU multiply float32 by TF32, as runs in bf16 do, the
+    factors are rounded to its 11 bits.
     """
     with torch.autocast(anchors.device.type, enabled=False):  # cosines / 0.1 in bfloat16: too rough
         similarities = (anchors / temperature) @ views.T
@@ -93,12 +95,15 @@ class SumOfProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        found = tensor.clone()
-        dist.all_reduce(found)
-        return found
+        return summed(tensor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        found = gradients[0].clone()
+        return summed(gradients[0])
+
+
+def summed(tensor: Tensor) -> Tensor:
+    found = tensor.clone()
+    if not is_fake(found):  # that of a memory plan, which has no numbers
         dist.all_reduce(found)
-        return found
+    return found

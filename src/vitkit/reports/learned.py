@@ -10,22 +10,27 @@ from vitkit.reports.drawing import Drawing
 from vitkit.reports.figures import HEAT, bar, blank, headed
 from vitkit.reports.page import Beside, Drawings, Part, Picture, Pictures, Text
 
+NARROW = 0.1  # a gap between mean cosines that tells little
 GREY = 128  # of a patch that is hidden
 
 
-def learned_parts(found: Mapping[str, np.ndarray]) -> list[Part]:
-    """Of `vitkit.workflows.examples.examples`; none where there are none."""
+def learned_parts(found: Mapping[str, np.ndarray], objective: str = "") -> list[Part]:
+    """Of `vitkit.workflows.examples.examples` of a run; none where there are none."""
     if "predicted" in found:
-        return reconstructions(found["images"], found["hidden"], found["predicted"])
+        how = "corrupted" if objective == "masked-patches" else "hidden"
+        return reconstructions(found["images"], found["hidden"], found["predicted"], how)
     if "similarities" in found:
         return pairs(found["images"], found["similarities"])
     return []
 
 
-def reconstructions(images: np.ndarray, hidden: np.ndarray, predicted: np.ndarray) -> list[Part]:
-    """Each image as it is, with its hidden patches in grey, and with what is predicted of them."""
+def reconstructions(
+    images: np.ndarray, hidden: np.ndarray, predicted: np.ndarray, how: str
+) -> list[Part]:
+    """Each image as it is, with its hidden patches in grey, and with what is predicted of them;
+    `how` says what was done to these."""
     masked = np.where(by_pixel(hidden, images.shape[2:])[:, None], GREY, images).astype(np.uint8)
-    kinds = {"as it is": images, "hidden": masked, "predicted": predicted}
+    kinds = {"as it is": images, how: masked, "predicted": predicted}
     rows = [
         Pictures([
             Picture(f"example-{number}-{kind.replace(' ', '-')}", shown[number].transpose(1, 2, 0),
@@ -36,7 +41,7 @@ def reconstructions(images: np.ndarray, hidden: np.ndarray, predicted: np.ndarra
     ]  # fmt: skip
     said = (
         f"{len(images)} held-out images, cropped as in training: each as it is, with the "
-        f"{hidden[0].sum()} of its {hidden[0].size} patches that were hidden or corrupted in grey, "
+        f"{hidden[0].sum()} of its {hidden[0].size} patches that were {how} in grey, "
         "and with what the net predicts of these."
     )
     return [Text(said), Beside(rows)]
@@ -68,6 +73,8 @@ def pairs(images: np.ndarray, similarities: np.ndarray) -> list[Part]:
         f"Two views, a and b, of {half} held-out images. The mean cosine of the two views of an "
         f"image is {own:.2f}, of views of different images {other:.2f}."
     )
+    if own - other < NARROW:
+        said += " The net hardly tells an image from others."
     shown = [
         Picture(f"view-{name}", images[view].transpose(1, 2, 0), f"view {name}", (name,))
         for view, name in sorted(enumerate(names), key=lambda pair: pair[1])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vitkit.evaluation.collapse import ABOUT
 from vitkit.reports.classes import OfClass
 from vitkit.reports.drawing import Drawing
 from vitkit.reports.figures import lines
@@ -27,7 +28,7 @@ from vitkit.reports.page import (
     write_page,
 )
 from vitkit.training.config import TrainConfig, to_json
-from vitkit.training.log import NEGATIVE_LOSS, bound_by, headline, told
+from vitkit.training.log import FEW_SHOT, NEGATIVE_LOSS, bound_by, headline, told
 
 POINTS = 800  # of a line; of more, means of neighbours are drawn
 OPENED = 20  # classes; a longer table is folded
@@ -52,21 +53,27 @@ def write_report(
     """
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     records = read_metrics(run)
-    best = max(evaluations(records), key=lambda r: headline(r)[1])
+    scored = evaluations(records)
+    best = max(scored, key=lambda r: headline(r)[1])
     data = config["data"]
+    objective = config["config"].get("objective", "supervised")
     early = next((r for r in records if r["kind"] == "early_stop"), None)
     facts = {k: v for k, v in data.items() if k != "class_names"}
-    facts["classes"] = f"{len(data['class_names']):,}"
-    names = ", ".join(data["class_names"])
+    named = []
+    if data["class_names"]:
+        facts["classes"] = f"{len(data['class_names']):,}"
+        named = [Fold("Names of the classes", [Text(", ".join(data["class_names"]))])]
     sections = [
         Section("Curves", [Drawings(draw_run(records))]),
-        Section("What it has learned", learned_parts(examples or {})),
+        Section("What it has learned", learned_parts(examples or {}, objective)),
         Section("Incidents", incidents(records)),
         Section(f"Recall of each {'label' if several else 'class'}", recalls(classes, several)),
-        Section("Best evaluation", [Facts({k: v for k, v in best.items() if k != "kind"})]),
+        Section("Best evaluation", [
+            Facts({k: v for k, v in best.items() if k != "kind"}), *of_features(scored[0], best),
+        ]),
         Section("Speed (medians)", speed(records)),
         Section("Config", config_parts(config["config"], recipe)),
-        Section("Data", [Facts(facts), Fold("Names of the classes", [Text(names)])]),
+        Section("Data", [Facts(facts), *named]),
         Section("Machine", [Facts(config["resolved"], "Chosen on this machine"),
                             Facts(config["versions"], "Versions")]),
     ]  # fmt: skip
@@ -78,6 +85,22 @@ def write_report(
         sections,
         figures,
     )
+
+
+def of_features(first: dict[str, Any], best: dict[str, Any]) -> list[Part]:
+    """What the figures of a net that learns without labels mean."""
+    if "feature_spread" not in best:
+        return []
+    parts: list[Part] = [Text(ABOUT)]
+    if first["step"] == 0 and "few_shot" in first and "few_shot" in best:
+        more = best["few_shot"] > first["few_shot"]
+        parts.append(Text(
+            f"{FEW_SHOT.capitalize()} was {first['few_shot']:.1%} before the first step and is "
+            f"{best['few_shot']:.1%} at step {best['step']:,}: the features are "
+            + ("worth more than those the run began with." if more
+               else "not worth more than those the run began with.")
+        ))  # fmt: skip
+    return parts
 
 
 def ended_early(record: dict[str, Any] | None) -> str:
@@ -213,6 +236,8 @@ def draw_run(records: list[dict[str, Any]]) -> list[Drawing]:
     what = headline(scored[0])[0] if scored else "top-1"
     steps = [r["step"] for r in scored]
     by_name = {what: (steps, [headline(r)[1] for r in scored])} if what != NEGATIVE_LOSS else {}
+    if not by_name and any("few_shot" in r for r in scored):
+        by_name = {FEW_SHOT: line_of(records, "evaluation", "few_shot")}
     if what == "top-1" and scored and "top5" in scored[0]:
         by_name["top-5"] = (steps, [r.get("top5", float("nan")) for r in scored])
     losses = {
@@ -221,8 +246,8 @@ def draw_run(records: list[dict[str, Any]]) -> list[Drawing]:
     }
     drawn = [lines("loss", "Loss", "step", "loss", losses, from_zero=True)]
     if by_name:
-        title = "On held-out images"
-        drawn.append(lines("accuracy", title, "step", "share", by_name, share=True, from_zero=True))
+        title, y = "On held-out images", "share" if len(by_name) > 1 else next(iter(by_name))
+        drawn.append(lines("accuracy", title, "step", y, by_name, share=True, from_zero=True))
     for name, title, y_name, field, unit in (
         ("learning-rate", "Learning rate", "learning rate", "learning_rate", 1),
         ("throughput", "Speed", "images a second", "images_per_second", 1),

@@ -148,8 +148,8 @@ def noisy_student(study: Study, share: float, seed: int) -> float:
     folder = study.runs / file_name(f"selftrain {share:g} seed {seed}")
     splits = Splits("CIFAR-10", study.labelled(share, seed), study.held)
     found = selftrain(
-        splits, study.train, teacher=teacher, rounds=2, threshold=CERTAIN, out=folder, resume="auto",
-        steps=study.steps // 3, seed=seed, batch_size=64, **ONCE,
+        splits, study.train, teacher=teacher, rounds=2, threshold=CERTAIN, out=folder,
+        resume="auto", steps=study.steps // 3, seed=seed, batch_size=64, **ONCE,
     )  # fmt: skip
     return tuned(study, "noisy student", found.model, share, seed)[0]
 

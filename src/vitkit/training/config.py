@@ -262,6 +262,11 @@ class TrainConfig:
             )
         if self.self_supervised:
             self.check_self_supervised()
+        if self.loss_balance and self.distillation.teacher is not None:
+            raise UsageError(
+                "loss_balance weights the loss against labels, and a teacher's answers are learned "
+                "beside them; give data.balance in its place, or no teacher"
+            )
         if self.distillation.teacher is not None and self.loss == "sigmoid":
             raise UsageError(
                 "the loss is sigmoid, but a teacher's answers are learned by a softmax over "

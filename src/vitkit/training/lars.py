@@ -22,9 +22,9 @@ class Lars(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "fused": False})
-        for group in self.param_groups:
-            for weight in group["params"]:
-                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight).detach()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for weight in weights if momentum else ():
+            self.state[weight]["momentum_buffer"] = torch.zeros_like(weight).detach()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -35,9 +35,10 @@ class Lars(torch.optim.Optimizer):
                 change = weight.grad + group["weight_decay"] * weight
                 if group["matrices"]:
                     change *= trust(weight, change)
-                moving = self.state[weight]["momentum_buffer"]
-                moving.mul_(group["momentum"]).add_(change)
-                weight.sub_(moving, alpha=group["lr"])
+                if group["momentum"]:
+                    moving = self.state[weight]["momentum_buffer"]
+                    change = moving.mul_(group["momentum"]).add_(change)
+                weight.sub_(change, alpha=group["lr"])
 
 
 def trust(weight: Tensor, gradient: Tensor) -> Tensor:

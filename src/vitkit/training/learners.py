@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitkit.data.transforms import HALF
 from vitkit.models.nets import Net
@@ -25,12 +25,11 @@ def learner_of(
     mean: tuple[float, ...] = HALF,
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
-    class_weights: Tensor | None = None,
 ) -> Trained:
     """The module that is trained: the net where labels alone are learned.
 
-    `mean` and `std` are those by which images are normalised; `class_weights` (K,) are of the loss
-    against labels beside a `teacher`. UsageError for a net that the objective is not for.
+    `mean` and `std` are those by which images are normalised; from a `teacher` is learned beside
+    labels. UsageError for a net that the objective is not for.
     """
     if config.objective == "masked-patches":
         return MaskedPatches(net, config.masking, config.seed, mean, std)
@@ -40,8 +39,7 @@ def learner_of(
         return SimCLR(net, config.contrastive, config.batch_size)
     if teacher is None:
         return net
-    asked, smoothing = config.distillation, config.label_smoothing
-    return Distilling(net, teacher, asked, smoothing, class_weights)
+    return Distilling(net, teacher, config.distillation, config.label_smoothing)
 
 
 def bare(net: nn.Module) -> nn.Module:

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from vitkit.terminal import finite
 
-NEGATIVE_LOSS = "negative loss"  # a headline where there are no labels
+NEGATIVE_LOSS = "negative loss"  # the headline of a net that learns without labels
+FEW_SHOT = "few-shot top-1"  # told beside it, where the data have some
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -134,15 +135,16 @@ def headline(metrics: dict[str, Any]) -> tuple[str, float]:
         return "mean average precision", metrics["mean_average_precision"]
     if "top1" in metrics:
         return "top-1", metrics["top1"]
-    if "few_shot" in metrics:  # of a net that learns without labels, where there are some
-        return "few-shot top-1", metrics["few_shot"]
     return NEGATIVE_LOSS, -metrics["loss"]
 
 
 def told(metrics: dict[str, Any], digits: int = 1) -> str:
-    """The headline in words: "top-1 41.2 %"."""
+    """The headline in words: "top-1 41.2%", or "loss 0.5321, few-shot top-1 24.3%"."""
     what, value = headline(metrics)
-    return f"loss {-value:.4f}" if what == NEGATIVE_LOSS else f"{what} {value:.{digits}%}"
+    if what != NEGATIVE_LOSS:
+        return f"{what} {value:.{digits}%}"
+    beside = f", {FEW_SHOT} {metrics['few_shot']:.{digits}%}" if "few_shot" in metrics else ""
+    return f"loss {-value:.4f}{beside}"
 
 
 def bound_by(data_share: float) -> str:

@@ -29,6 +29,7 @@ from vitkit.training.state import TrainState
 from vitkit.training.step import (
     Diverged,
     Setup,
+    check_changed,
     check_finite,
     ready,
     settle,
@@ -68,7 +69,8 @@ class Training:
 
     def __post_init__(self) -> None:
         self.rate = learning_rates(self.setup)
-        self.meter = Meter(self.setup.config.batch_size)
+        config = self.setup.config
+        self.meter = Meter(config.batch_size // config.data.repeats)
         self.patience = Patience(self.setup.config.engine.patience)
         self.stop = StopSignals()
         cuda = self.setup.engine.device.type == "cuda"
@@ -81,13 +83,15 @@ class Training:
     def to_the_end(self) -> None:
         """Train, evaluate and save.
 
-        Raises Diverged, StateError where states cannot be saved, and Interrupted when Ctrl-C or
-        SIGTERM came, with the state saved.
+        Raises Diverged, also where no step changed anything, StateError where states cannot be
+        saved, and Interrupted when Ctrl-C or SIGTERM came, with the state saved.
         """
         self.log.cut_back(self.state.logged_bytes, self.state.step)
         with self.patience, self.stop:
-            if self.setup.config.linear_probe and self.state.step == 0 and not self.state.best:
-                self.evaluate_now()  # what the head is worth before anything else changes
+            config = self.setup.config
+            fresh = self.state.step == 0 and not self.state.best
+            if fresh and (config.linear_probe or config.self_supervised):
+                self.evaluate_now()  # what the head, or the features, are worth before any step
             if from_main(lambda: not states_in(self.checkpoints)):
                 self.save()  # something to go back to
                 self.finish_saving()  # where states cannot be saved, that is told now
@@ -100,6 +104,7 @@ class Training:
             finally:
                 self.batches.close()
                 self.saver.finish()
+        check_changed(self.state)
 
     def batches_ahead(self) -> Generator[Batch, None, None]:
         self.stream.pulse = self.pulse
@@ -343,8 +348,9 @@ class Meter:
     """Loss of all processes, gradient norm, speed, and the seconds that were spent waiting for
     data, since it was last read; only reading waits."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, images: int) -> None:
+        """`images` are those of a step, each counted once."""
+        self.images = images
         self.restart()
 
     def restart(self) -> None:
@@ -363,6 +369,6 @@ class Meter:
         losses = mean(torch.stack(self.losses)).tolist()
         norms = torch.stack(self.norms).tolist()
         seconds = time.perf_counter() - self.began
-        speed, data_share = len(losses) * self.batch_size / seconds, self.waited / seconds
+        speed, data_share = len(losses) * self.images / seconds, self.waited / seconds
         self.restart()
         return losses, norms, speed, data_share

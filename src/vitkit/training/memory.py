@@ -80,8 +80,8 @@ def memory(
     `batch` is the images that are worked through at once: those of a process, divided by
     `config.accumulation`. `precision` is "fp32" or "bf16"; `sharding` is "none", "ddp", "fsdp" or
     "hybrid", the last two with `shards` processes that share one copy of the weights; a `teacher`
-    is whole in each. Of `config` the optimizer, polyak, accumulation, the loss and what is trained
-    count.
+    is whole in each. Of `config` the optimizer, polyak, accumulation, the objective, the loss and
+    what is trained count; where images are compared, they are with all of its `batch_size`.
     """
     sharded = sharding in ("fsdp", "hybrid")
     over = shards if sharded else 1
@@ -194,6 +194,8 @@ def learned(config: TrainConfig) -> TrainConfig:
         "head_norm",
     )
     kept = {name: getattr(config, name) for name in same}
+    if config.objective == "simclr":  # which compares with the views of all processes
+        kept["batch_size"] = config.batch_size
     data = DataConfig(repeats=config.data.repeats)
     return TrainConfig(**kept, freeze=tuple(config.freeze), data=data)
 
@@ -216,7 +218,9 @@ def simulated(step: Step) -> int:
         batch = max(4, batch + batch % 2)
     elif step.config.head_norm:  # which does not train on a single image
         batch = max(2, batch)
-    config = replace(step.config, batch_size=batch)
+    config = step.config
+    if config.objective == "simclr":
+        config = replace(config, batch_size=max(batch, config.batch_size))
     net = skeleton(step.net, config)
     set_to_train(net)
     applied(net, step)

@@ -33,7 +33,7 @@ class TrainState:
     step: int = 0  # steps done
     position: int = 0  # number in the stream of the batch that comes next
     evaluated_at: int = 0  # the step of the newest evaluation
-    best: dict[str, Any] = field(default_factory=dict)  # the evaluation with the best top-1
+    best: dict[str, Any] = field(default_factory=dict)  # the evaluation with the best headline
     without_better: int = 0  # evaluations in a row since that one
     rewinds: int = 0  # times that a loss spike took the run back
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # the newest

@@ -108,17 +108,16 @@ def fresh_state(
     mean: tuple[float, ...] = HALF,
     std: tuple[float, ...] = HALF,
     teacher: Teacher | None = None,
-    class_weights: Tensor | None = None,
 ) -> TrainState:
     """A net that is about to be trained, ready for its engine, with optimizer and average.
 
-    Images are normalised by `mean` and `std`; `teacher` and `class_weights` as for `learner_of`.
-    UsageError where what is to be trained of it cannot be.
+    Images are normalised by `mean` and `std`; `teacher` as for `learner_of`. UsageError where what
+    is to be trained of it cannot be.
     """
     choose_trained(net, tuple(config.freeze), config.lora, config.head_norm)
     if teacher is not None:
         teacher.to(engine.device)
-    learner = learner_of(net, config, mean, std, teacher, class_weights)
+    learner = learner_of(net, config, mean, std, teacher)
     return with_optimizer(learner, apply(learner, engine), config)
 
 
@@ -282,6 +281,16 @@ def check_finite(state: TrainState, limit: int) -> None:
         f"{limit} tolerated; the weights are as they were before the last of them; start a new run "
         "with a lower --learning-rate, or go on with --resume auto and a larger "
         "--guard.skipped-steps"
+    )
+
+
+def check_changed(state: TrainState) -> None:
+    """Diverged where steps were done and not one had a finite gradient."""
+    if not 0 < state.step <= int(state.skipped):
+        return
+    raise Diverged(
+        f"not one of the {state.step} steps had a finite gradient, so nothing was learned; start a "
+        "new run with a lower --learning-rate, or --precision fp32"
     )
 
 

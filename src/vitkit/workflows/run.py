@@ -29,7 +29,7 @@ from vitkit.prediction.model import Model, load
 from vitkit.recipes import as_written
 from vitkit.reports.classes import by_name, lowest_first
 from vitkit.reports.plans import in_words
-from vitkit.reports.training import write_report
+from vitkit.reports.training import evaluations, read_metrics, write_report
 from vitkit.training.config import TrainConfig
 from vitkit.training.cost import flops_of
 from vitkit.training.fitting import choose_fitting
@@ -151,10 +151,7 @@ def train_run(
             with computing_threads(engine.threads):
                 if begin is not None and not opened.saved:
                     begun = from_main(partial(begin, net, setup))
-            state = fresh_state(
-                net, config, engine, mean=kept.mean, std=kept.std, teacher=teacher,
-                class_weights=setup.class_weights,
-            )  # fmt: skip
+            state = fresh_state(net, config, engine, mean=kept.mean, std=kept.std, teacher=teacher)
             with computing_threads(engine.threads):
                 stream = together(lambda: training_stream(task, config, engine))
                 if opened.saved:
@@ -249,8 +246,10 @@ def train_into(
             step = partial(in_step, world=world, pulse=pulse)
             with torch.compiler.set_stance("force_eager"):
                 found = probe(net, setup, task, predictor(net, setup), step, at_once, stream.bad)
-            if collapsed(found["feature_spread"]):
-                log.say(in_words_of_collapse(found["feature_spread"]))
+            if state.step and world.main:
+                spreads = found["feature_spread"], first_spread(folder)
+                if collapsed(*spreads):
+                    log.say(in_words_of_collapse(*spreads))
             return found
         batches = evaluation_batches(
             task.val, setup.preprocessing, at_once,
@@ -274,6 +273,12 @@ def train_into(
         with state.averaged() as net:
             found = examples(net, setup, task)
         from_main(lambda: write_examples(folder, found))
+
+
+def first_spread(folder: Path) -> float:
+    """That of the features before the first step, by a run's metrics; NaN where it is not known."""
+    found = evaluations(read_metrics(folder))
+    return (found[0].get("feature_spread") or math.nan) if found else math.nan
 
 
 def choose_engine(
@@ -440,16 +445,19 @@ def plan(kind: str, net: NetConfig, config: TrainConfig, task: Task, setup: Setu
     height, width = config.image_size
     by_time = setup.steps == 1 and config.minutes is not None  # a dry run does not probe
     duration = f"{config.minutes:g} minutes" if by_time else f"{setup.steps:,} steps"
+    repeats = config.data.repeats
+    images = f"{config.batch_size // repeats} images"
+    images += f" in {repeats} views each" if repeats > 1 else ""
+    labels = f"of {len(task.train.class_names)} classes" if task.labelled else "without labels"
     asked = config.distillation
     taught = f"{asked.share:.0%} of the loss is against {asked.targets} targets of {asked.teacher}"
-    of_classes = f" of {len(task.train.class_names)} classes" if task.labelled else ""
     return "\n".join(
         [
             f"{kind} of {config.model} at {height}x{width}: "
             f"{in_words(cost.parameters(net), counts(net, config)[1])}, "
             f"{flops_of(net, config) / 1e9:.2f} GFLOPs an image",
-            f"data {task.name}: {len(task.train):,} images{of_classes}, {len(task.val):,} held out",
-            f"{duration} of {config.batch_size} images on {setup.engine.summary()}",
+            f"data {task.name}: {len(task.train):,} images {labels}, {len(task.val):,} held out",
+            f"{duration} of {images} on {setup.engine.summary()}",
             *([taught] if asked.teacher is not None else []),
         ]
     )

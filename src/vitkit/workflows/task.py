@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class Task:
             "train_images": len(self.train),
             "held_out_images": len(self.val),
             "held_out": "given by the data" if self.val_given else "split.json",
-            "class_names": self.train.class_names,
+            "class_names": self.train.class_names if self.labelled else [],
         }
 
 
@@ -118,8 +119,17 @@ def opened(data: Any, config: DataConfig, labelled: bool) -> tuple[Splits, DataE
             raise
         problem = error
         source = open_unlabelled(data)
-        splits = without_quarantined(Splits(source.name(0), source), config.quarantine)
+        splits = without_quarantined(Splits(name_of(data), source), config.quarantine)
     return splits, problem
+
+
+def name_of(data: Any) -> str:
+    """DATA without classes, named as the user did."""
+    if isinstance(data, Splits):
+        return data.name
+    if isinstance(data, Source):
+        return data.name(0)
+    return str(data) if isinstance(data, str | Path) else " ".join(map(str, data))
 
 
 def note_empty_classes(train: Source, title: str) -> None:
