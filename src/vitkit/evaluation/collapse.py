@@ -14,6 +14,7 @@ from torch import Tensor
 LEAST = 0.2
 # But among the digits an untrained net with fixed positions may begin at 0.15, and learn well.
 SHARE = 0.5  # of the spread that a run began with
+CONSTANT = 1e-3  # what rounding leaves of features that are the same, whatever they began with
 ABOUT = (
     "feature_spread says how far apart the features of different images lie: 0 where all are "
     f"alike, 1 where they point in all directions. Below {LEAST:g}, and below half of what the run "
@@ -39,8 +40,8 @@ def spread(features: np.ndarray | Tensor) -> float:
 
 def collapsed(spread: float, first: float) -> bool:
     """Whether features, which had the spread `first` before a net was trained, have become too
-    much alike to tell images by; not where one of them is not known (NaN)."""
-    return spread < LEAST and spread < SHARE * first
+    much alike to tell images by, or are constant; not where nothing is known (NaN)."""
+    return spread < CONSTANT or (spread < LEAST and spread < SHARE * first)
 
 
 def in_words(spread: float, first: float) -> str:
