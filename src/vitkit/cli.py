@@ -40,6 +40,7 @@ from vitkit.words import (
     require,
     rewritten,
     with_length,
+    with_recipe,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ HELP = """vitkit: the Vision Transformer, complete.
   vitkit doctor RUN                          what a run can go on from, what is damaged, what to do
 
 DATA is a folder of class folders (or train/ and val/ of them), a list of labels, parquet files, tar
-shards, an index, a URL of these, or 'digits': docs/data.md.
+shards, an index, a URL of these, or 'digits': docs/data.md. Images without labels are learned
+from as well: `vitkit pretrain IMAGES/ --recipe quickstart-mae`.
 `vitkit VERB --help` tells the options of a verb; `vitkit demo` is a good start.
 """
 
@@ -199,7 +201,8 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 
 def pretrain(argv: list[str]) -> Any:
-    words = parse(Pretrain(config=recipes.pretraining("quickstart", DataFacts())), "pretrain", argv)
+    asked, argv = with_recipe(argv)
+    words = parse(Pretrain(config=recipes.pretraining(asked, DataFacts())), "pretrain", argv)
     require(words.data, "pretrain", "DATA, images as docs/data.md lists them, or 'digits'")
     name, model = words.config.recipe, asked_net(words, argv)
     recipes.pretraining(name, DataFacts(), model, words.any_net)  # refused before data are opened
@@ -343,7 +346,8 @@ def dry_run(kind: str, words: Pretrain, task: Task, net: Any) -> Any:
 
 
 def plan(argv: list[str]) -> Any:
-    words = parse(Plan(config=recipes.pretraining("quickstart", DataFacts())), "plan", argv)
+    asked, argv = with_recipe(argv)
+    words = parse(Plan(config=recipes.planning(asked, DataFacts())), "plan", argv)
     verb, recipe = recipes.find(words.config.recipe)
     for name in ("images", "classes", "gpus"):
         value = getattr(words, name)
@@ -378,6 +382,8 @@ def plan(argv: list[str]) -> Any:
     words = with_length(parse(Plan(config=config), "plan", argv), argv)
     net = net_config(words.config, facts.classes)
     preprocessing = Preprocessing.direct(words.config.image_size)
+    if words.probe and words.accelerator is None:
+        print("vitkit: steps are being timed on this machine; --no-probe skips it", file=sys.stderr)
     found = plan(
         net, words.config, facts.images, processes=words.gpus, probe=words.probe,
         named_accelerator=words.accelerator, device=words.device, data=words.data,

@@ -6,12 +6,14 @@ import contextlib
 import io
 import re
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from vitkit.errors import UsageError, named
 from vitkit.objectives.settings import ContrastiveConfig, MaskingConfig, Objective
+from vitkit.recipes import for_objective
 from vitkit.training.config import LENGTHS, SHORT_NAMES, TrainConfig, flat, override
 from vitkit.workflows.inspect_options import InspectOptions
 from vitkit.workflows.protocols.options import ProtocolOptions
@@ -445,6 +447,15 @@ def with_length(words: Any, argv: list[str]) -> Any:
     """A length that was given takes the place of the recipe's."""
     given = {n: getattr(words.config, n) for n in LENGTHS if f"--{n}" in argv}
     return replace(words, config=override(words.config, given))
+
+
+def with_recipe(argv: list[str]) -> tuple[str, list[str]]:
+    """The recipe that words of pretrain or plan mean, and the words with its name: --objective X
+    beside quickstart is quickstart-X."""
+    said = dict(pairwise(argv))
+    recipe = said.get("--recipe", "quickstart")
+    meant = for_objective(recipe, said.get("--objective"))
+    return meant, argv if meant == recipe else [*argv, "--recipe", meant]
 
 
 def given_in(argv: list[str]) -> set[str]:

@@ -125,7 +125,7 @@ SMALL_DECODER = {f"masking.decoder_{what}": n for what, n in
 def test_shrunk_it_trains_without_labels_a_net_that_can_be_fine_tuned(name, few_digits, tmp_path):
     run = vitkit.pretrain(
         few_digits, name, out=tmp_path / "run", model="ViT-Femto/2", image_size=8, any_net=True,
-        **FAST, **SMALL_DECODER,
+        **FAST, **(SMALL_DECODER if name.endswith("mae") else {}),
     )  # fmt: skip
     assert run.steps == 2 and np.isfinite(run.metrics["loss"])
     last = vitkit.load(run.folder / "last")
@@ -192,7 +192,7 @@ def test_images_of_several_labels_are_learned_by_a_sigmoid():
     for name, recipe in FINETUNE.items():
         net = next(iter(recipe.nets), "ViT-B/16")
         assert finetuning(name, facts, net, (224, 224)).loss == "sigmoid"
-    for name in SUPERVISED:
+    for name in set(SUPERVISED) - {"deit-distilled"}:  # its teacher knows one class of an image
         assert pretraining(name, facts).loss == "sigmoid"
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from vitkit.data.facts import DataFacts
-from vitkit.recipes import FINETUNE, as_written, finetuning, pretraining
+from vitkit.errors import UsageError
+from vitkit.recipes import FINETUNE, as_written, finetuning, for_objective, pretraining
 from vitkit.recipes.recipe import IMAGENET, JFT
 from vitkit.recipes.regularisation import LADDER, regularised
+from vitkit.words import with_recipe
 from vitkit.workflows.recipes import settings
 
 SMALL = DataFacts(images=50_000, classes=10, side=32)
@@ -114,3 +116,16 @@ def test_settings_shown_are_those_that_are_read():
     assert "loss" in supervised and "objective" not in supervised
     assert not any(n.startswith(("masking", "contrastive", "distillation")) for n in supervised)
     assert FINETUNE["mae-linear"].nets == ("ViT-B/16", "ViT-L/16", "ViT-H/14")
+
+
+def test_an_objective_beside_quickstart_is_its_own_recipe():
+    assert for_objective("quickstart", "mae") == "quickstart-mae"
+    assert for_objective("quickstart", "supervised") == for_objective("quickstart", None)
+    assert for_objective("mae", "simclr") == "mae"
+    assert with_recipe(["digits", "--objective", "simclr"])[0] == "quickstart-simclr"
+    assert with_recipe(["digits", "--recipe", "mae"]) == ("mae", ["digits", "--recipe", "mae"])
+
+
+def test_a_net_without_tokens_is_no_deit():
+    with pytest.raises(UsageError, match="BiT-R50x1 has no tokens"):
+        pretraining("deit-distilled", IMAGENET, "BiT-R50x1", any_net=True)

@@ -78,3 +78,33 @@ def test_every_field_is_told_to_the_reader():
 def test_reading_the_recipes_does_not_import_torch():
     code = "import sys, vitkit.cli, vitkit.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fields", "reader"),
+    [
+        ("masking.rate", 0.6, {}, "masked-patches or mae"),
+        ("masking.target", "pixels", {"objective": "mae"}, "masked-patches"),
+        ("masking.normalised", False, {"objective": "masked-patches"}, "the objective mae"),
+        ("contrastive.temperature", 0.5, {"objective": "mae"}, "simclr"),
+        ("loss", "sigmoid", {"objective": "mae"}, "supervised"),
+        ("distillation.temperature", 3.0, {}, "distillation.targets soft"),
+        ("augment.jitter_share", 0.5, {}, "augment.jitter"),
+    ],
+)
+def test_a_field_that_nothing_reads_is_refused(name, value, fields, reader):
+    with pytest.raises(UsageError, match=f"{name} is {value}, but .*{reader} alone reads it"):
+        override(TrainConfig(), {**fields, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bounds"),
+    [
+        ("masking.rate", 1.0, "above 0 and below 1"),
+        ("masking.decoder_width", 4, "at least 8"),
+        ("contrastive.temperature", 1e-300, "between 0.001 and 100"),
+    ],
+)
+def test_a_bound_is_said_as_it_is(name, value, bounds):
+    with pytest.raises(UsageError, match=f"{name} is .*; it must be {bounds}"):
+        override(TrainConfig(), {name: value})

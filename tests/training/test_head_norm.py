@@ -108,7 +108,7 @@ def test_nets_and_settings_that_it_does_not_go_with_are_refused():
             with_norm(make(config), freeze=())
     with pytest.raises(UsageError, match="linear_probe fits a head without a norm"):
         TrainConfig(head_norm=True, linear_probe=True)
-    with pytest.raises(UsageError, match="head_norm is True, but the objective mae reads no"):
+    with pytest.raises(UsageError, match="head_norm is True, but the objective supervised alone"):
         TrainConfig(head_norm=True, objective="mae")
 
 

@@ -22,7 +22,7 @@ class MaskingConfig:
     normalised: bool = True
     """mae's pixels with the mean and variance of their patch taken out."""
     decoder_width: int = 512
-    """Width of mae's decoder."""
+    """Width of mae's decoder, a multiple of 4 from 8 on."""
     decoder_depth: int = 8
     """Its blocks."""
     decoder_heads: int = 16
@@ -50,8 +50,9 @@ class DistillationConfig:
     targets: Literal["hard", "soft"] = "hard"
     """Its likeliest class, or its probabilities."""
     temperature: float = 1.0
-    """Of soft targets: both nets' logits are divided by it."""
+    """Of soft targets alone: both nets' logits are divided by it."""
     share: float = 0.5
     """Share of the loss that is against the teacher; the rest is against the labels."""
     token: bool = False
-    """Give the net a distillation token whose own head learns from the teacher."""
+    """Give the net a distillation token whose own head learns from the teacher; with --pooling
+    token."""

@@ -107,6 +107,12 @@ def finetuning(
     return recipe.make(facts, model, image_size)
 
 
+def for_objective(name: str, objective: str | None) -> str:
+    """The recipe meant by `name` and an objective beside it: of quickstart its own for it."""
+    own = f"{name}-{objective}"
+    return own if name == "quickstart" and own in PRETRAIN else name
+
+
 def find(name: str) -> tuple[str, Recipe]:
     """The verb, "pretrain" or else "finetune", and the recipe; UsageError if there is none such."""
     verb = "pretrain" if named("recipe", name, PRETRAIN | FINETUNE) in PRETRAIN else "finetune"

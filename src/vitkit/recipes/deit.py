@@ -28,6 +28,7 @@ What is otherwise here:
 from __future__ import annotations
 
 from vitkit.data.facts import DataFacts
+from vitkit.errors import UsageError
 from vitkit.objectives.settings import DistillationConfig
 from vitkit.recipes.recipe import is_vit
 from vitkit.training.config import (
@@ -60,14 +61,18 @@ def deit_distilled(facts: DataFacts, model: str | None = None) -> TrainConfig:
     Measured: not here.
     """
     model = model or "ViT-B/16"
+    if not is_vit(model):
+        raise UsageError(
+            f"deit-distilled gives its net a distillation token, and {model} has no tokens; give a "
+            "Vision Transformer, or --distillation.teacher CHECKPOINT beside another recipe"
+        )
     return TrainConfig(
         recipe="deit-distilled",
         model=model,
         image_size=(224, 224),
-        stochastic_depth=0.1 if is_vit(model) else 0.0,
+        stochastic_depth=0.1,
         epochs=EPOCHS,
         batch_size=BATCH,
-        loss="sigmoid" if facts.multi_label else "softmax",
         label_smoothing=0.1,
         evaluation_resize="crop",
         optimizer=OptimizerConfig(
@@ -79,5 +84,5 @@ def deit_distilled(facts: DataFacts, model: str | None = None) -> TrainConfig:
             randaugment_magnitude=9.0, mixup=0.8, cutmix=1.0, erase=0.25,
         ),
         data=DataConfig(repeats=3),
-        distillation=DistillationConfig(targets="hard", share=0.5, token=is_vit(model)),
+        distillation=DistillationConfig(targets="hard", share=0.5, token=True),
     )  # fmt: skip

@@ -72,8 +72,11 @@ def finetune(facts: DataFacts, model: str, image_size: tuple[int, int]) -> Train
 def linear(facts: DataFacts, model: str, image_size: tuple[int, int]) -> TrainConfig:
     """MAE's linear probe: a head by LARS on standardised frozen features, 90 epochs: table 10.
 
-    For L/16 and H/14 `--epochs 50 --schedule.warmup-share 0.2` is enough (FINETUNE.md). Its batch
-    is of a large machine: on few images give a smaller one, and `--learning-rate` in proportion.
+    For L/16 and H/14 `--epochs 50 --schedule.warmup-share 0.2` is enough (FINETUNE.md). It
+    is for long runs: a step of LARS moves a head by 0.001 x rate of its norm (ten times that with
+    its momentum), and the head starts near zero, so rate x steps decides, not the batch. On few
+    images take SGD: `--optimizer.name sgd --learning-rate 0.1 --batch-size 64 --epochs 10`
+    (docs/few-labels.md).
 
     Command: `vitkit finetune DATA --from CHECKPOINT --recipe mae-linear`
 

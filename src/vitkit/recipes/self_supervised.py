@@ -104,8 +104,7 @@ def mae(facts: DataFacts, model: str | None = None) -> TrainConfig:
         positions="sincos2d",
         objective="mae",
         masking=MaskingConfig(
-            rate=0.75, target="pixels", normalised=True, decoder_width=512, decoder_depth=8,
-            decoder_heads=16,
+            rate=0.75, normalised=True, decoder_width=512, decoder_depth=8, decoder_heads=16,
         ),
         epochs=MAE_EPOCHS,
         batch_size=BATCH,

@@ -15,6 +15,7 @@ from vitkit.objectives.settings import (
     MaskingConfig,
     Objective,
 )
+from vitkit.training.unread import unread
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,15 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        for name, value in flat(self).items():
+        values = flat(self)
+        for name, value in values.items():
             check(name, value)
+        for name, reader in unread(values).items():
+            if values[name] != usual(name):
+                raise UsageError(
+                    f"{name} is {values[name]}, but {reader} alone reads it; leave it out, or at "
+                    f"{usual(name)} where the recipe says it"
+                )
         if self.accumulation > self.batch_size:
             raise UsageError(
                 f"accumulation is {self.accumulation}, more than the batch size {self.batch_size}"
@@ -260,8 +268,8 @@ class TrainConfig:
                 "loss_balance goes by the numbers of images, and data.weights draws others; give "
                 "one"
             )
-        if self.self_supervised:
-            self.check_self_supervised()
+        if self.objective == "simclr":
+            self.check_views()
         if self.loss_balance and self.distillation.teacher is not None:
             raise UsageError(
                 "loss_balance weights the loss against labels, and a teacher's answers are learned "
@@ -278,17 +286,8 @@ class TrainConfig:
         """Whether no label is read."""
         return self.objective in SELF_SUPERVISED
 
-    def check_self_supervised(self) -> None:
-        """UsageError for what is of labels or heads, which these objectives have none of."""
-        for name, usual in OF_LABELS.items():
-            if flat(self)[name] != usual:
-                raise UsageError(
-                    f"{name} is {flat(self)[name]}, but the objective {self.objective} reads no "
-                    f"labels and trains no head; set it to {usual!r}, or pre-train by a recipe "
-                    f"for it, as quickstart-{self.objective}"
-                )
-        if self.objective != "simclr":
-            return
+    def check_views(self) -> None:
+        """UsageError where batches are not pairs of views that are all compared."""
         if self.accumulation > 1:
             raise UsageError(
                 "simclr compares all images of a batch with each other, which cannot come in "
@@ -301,14 +300,6 @@ class TrainConfig:
                 f"--data.repeats 2 and an even --batch-size of at least 4 views, not "
                 f"{self.data.repeats} and {self.batch_size}"
             )
-
-
-# What has a meaning for labels alone, and its value where it says nothing.
-OF_LABELS = {
-    "label_smoothing": 0.0, "loss_balance": 0.0, "head_bias": 0.0, "hidden_head": False,
-    "linear_probe": False, "head_norm": False, "data.balance": 0.0, "distillation.teacher": None,
-    "lora.rank": 0, "freeze": (),
-}  # fmt: skip
 
 
 CHOICES = {
@@ -336,15 +327,15 @@ BELOW_ONE = 0.9999999
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "evaluate_every", "save_every",
                      "log_every", "engine.shard_over", "data.repeats", "data.keep_side",
-                     "masking.decoder_width", "masking.decoder_depth", "masking.decoder_heads",
+                     "masking.decoder_depth", "masking.decoder_heads",
                      "contrastive.hidden_width", "contrastive.width"),
                     (1, math.inf, True)),
     **dict.fromkeys(("threads", "seed", "schedule.warmup_steps", "guard.skipped_steps",
                      "guard.rewinds", "augment.randaugment_layers", "lora.rank", "early_stopping"),
                     (0, 2**31, True)),
     **dict.fromkeys(("minutes", "epochs", "optimizer.learning_rate", "data.weights",
-                     "data.subset", "lora.alpha", "contrastive.temperature",
-                     "distillation.temperature"), (0, math.inf, False)),
+                     "data.subset", "lora.alpha", "distillation.temperature"),
+                    (0, math.inf, False)),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "schedule.linear_end",
                      "save_minutes", "guard.spike_factor", "engine.patience"), (0, 1e9, True)),
     **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "polyak",
@@ -355,6 +346,8 @@ RANGES = {
     **dict.fromkeys(("augment.erase", "augment.jitter_share", "augment.grayscale", "augment.blur",
                      "data.balance", "loss_balance", "distillation.share"), (0, 1, True)),
     "masking.rate": (0, 1, False),
+    "masking.decoder_width": (8, math.inf, True),  # sines and cosines of two coordinates
+    "contrastive.temperature": (1e-3, 100, True),  # e to 1 / 0.0001 is no number
     "augment.crop_area": (1e-6, 1, True),
     "optimizer.layer_decay": (1e-6, 1, True),
     "image_size": (1, 2**15, True),
@@ -373,7 +366,10 @@ def check(name: str, value: Any) -> None:
     for one in values:
         inside = least <= one <= most if reached else least < one < most
         if not inside:
-            bounds = f"between {least:g} and {most:g}" if reached else f"above {least:g}, finite"
+            bounds = f"between {least:g} and {most:g}"
+            if not reached:
+                above = ", finite" if most == math.inf else f" and below {most:g}"
+                bounds = f"above {least:g}{above}"
             if most == BELOW_ONE:
                 bounds = f"at least {least:g} and below 1"
             if reached and most == math.inf:
@@ -446,6 +442,13 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             values[prefix + item.name] = value
     return values
+
+
+def usual(name: str) -> Any:
+    """A field's default, by its dotted name."""
+    group, _, last = name.rpartition(".")
+    groups = {item.name: item.default_factory for item in fields(TrainConfig)}
+    return getattr(groups[group] if group else TrainConfig, last)
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:

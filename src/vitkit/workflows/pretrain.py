@@ -9,7 +9,7 @@ from vitkit.data.transforms import Preprocessing
 from vitkit.errors import UsageError
 from vitkit.models import variants
 from vitkit.models.nets import NetConfig, make
-from vitkit.recipes import pretraining
+from vitkit.recipes import for_objective, pretraining
 from vitkit.recipes.regularisation import regularised
 from vitkit.training.config import TrainConfig, override
 from vitkit.workflows.run import Run, train_run
@@ -37,12 +37,13 @@ def pretrain(
     `fields` change fields of the recipe: `steps=1000`, `learning_rate=3e-4`, or by dotted name
     `**{"optimizer.weight_decay": 0.1}`. `config` replaces recipe and fields. `resume` is None,
     "auto" or a run directory. `any_net` takes a recipe for a `model` it was not written for;
+    `objective="mae"` beside quickstart is quickstart-mae;
     `regularisation` is a rung of vitkit.recipes.regularisation, put over the recipe. Raises
     UsageError for words that cannot be, DataError for the data.
     """
     refuse_with_config(config, recipe, regularisation, any_net)
     task = open_task(data, data_config(config, fields), labelled=False)
-    model = fields.get("model")
+    recipe, model = for_objective(recipe, fields.get("objective")), fields.get("model")
     final = override(config or recipe_config(task, recipe, model, any_net, regularisation), fields)
     net = net_config(final, len(task.train.class_names))
     return train_run(
@@ -91,6 +92,11 @@ def net_config(config: TrainConfig, classes: int) -> NetConfig:
     for name, wanted in asked.items():
         if name not in fields and wanted and wanted not in usual.get(name, ()):
             raise UsageError(f"{config.model} has no {name.replace('_', ' ')}; leave it out")
+    if config.distillation.token and config.pooling != "token":
+        raise UsageError(
+            f"distillation.token is a second class token, but pooling is {config.pooling}; give "
+            "--pooling token"
+        )
     if config.lora.rank:
         raise UsageError(
             f"lora.rank is {config.lora.rank}, but pre-training has learned nothing yet that could "

@@ -13,6 +13,7 @@ from vitkit.objectives.settings import DistillationConfig
 from vitkit.recipes import FINETUNE, PRETRAIN, USUAL_NET, find, planning
 from vitkit.recipes.recipe import Recipe
 from vitkit.training.config import TrainConfig, flat
+from vitkit.training.unread import unread
 from vitkit.workflows.plan import length, seconds_on
 from vitkit.workflows.pretrain import net_config
 
@@ -101,29 +102,19 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     unused |= {"schedule.warmup_share"} if schedule.warmup_steps is not None else set()
     unused |= {"optimizer.layer_decay"} if config.optimizer.layer_decay == 1 else set()
     unused |= {"lora.layers"} if not config.lora.rank else set()
-    unused |= {"distillation.temperature"} if config.distillation.targets == "hard" else set()
-    unused |= {"augment.jitter_share"} if not any(config.augment.jitter) else set()
-    unused |= {"loss"} if config.self_supervised else {"objective"}
-    usual = flat(TrainConfig())
+    unused |= set() if config.self_supervised else {"objective"}
+    values, usual = flat(config), flat(TrainConfig())
+    unused |= unread(values).keys()
+    aside = ASIDE
+    if config.distillation == DistillationConfig():
+        aside += ("distillation.",)
     return {
         name: value
-        for name, value in flat(config).items()
-        if not name.startswith((*ASIDE, *of_other_objectives(config)))
+        for name, value in values.items()
+        if not name.startswith(aside)
         and name not in unused
         and not (value == usual[name] and value in NOTHING)
     }
-
-
-def of_other_objectives(config: TrainConfig) -> list[str]:
-    """How the fields begin that what is learned does not read."""
-    of = {
-        "masking.rate": ("masked-patches", "mae"), "masking.target": ("masked-patches",),
-        "masking.normalised": ("mae",), "masking.decoder": ("mae",), "contrastive.": ("simclr",),
-    }  # fmt: skip
-    distils = config.distillation != DistillationConfig()
-    return [name for name, objectives in of.items() if config.objective not in objectives] + (
-        [] if distils else ["distillation."]
-    )
 
 
 def in_lines(values: dict[str, Any], width: int = 96) -> str:

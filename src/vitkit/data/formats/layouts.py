@@ -104,7 +104,8 @@ def fix(folder: Path, entries: Sequence[str]) -> str:
         )
     images = [name for name in everything if has_image_suffix(name)]
     if images:
-        return sorting(folder, images)
+        without = f"vitkit pretrain {quote(str(folder))} --recipe quickstart-mae"
+        return f"{sorting(folder, images)}; or learn without labels: {without}"
     if others := ending_in(everything, OTHER_IMAGES):
         kind = os.path.splitext(others[0])[1]
         return f"{len(others)} files are {kind}, which is not read; convert them to .png or .jpg"
