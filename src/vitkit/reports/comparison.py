@@ -13,8 +13,7 @@ from vitkit.reports.drawing import Drawing
 from vitkit.reports.evaluation import shown
 from vitkit.reports.figures import lines
 from vitkit.reports.page import Drawings, Notes, Part, Rows, Section, Text, write_page
-from vitkit.reports.training import GIB, differences_of, evaluations, line_of
-from vitkit.training.log import headline
+from vitkit.reports.training import GIB, differences_of, line_of, shares_of
 
 
 @dataclass(frozen=True)
@@ -167,12 +166,11 @@ def curves(runs: Sequence[Compared]) -> list[Drawing]:
     rates = {one.name: line_of(one.records, "train", "learning_rate") for one in runs}
     scores = {}
     for one in runs:
-        scored = evaluations(one.records)
-        scores[one.name] = (
-            [r["step"] for r in scored], np.array([headline(r)[1] for r in scored], float)
-        )  # fmt: skip
+        for steps, values in shares_of(one.records).values():
+            scores[one.name] = steps, np.array(values, float)
+    right = "share that is right"
     return [
-        lines("score", "Held-out images", "step", "share that is right", scores, share=True),
+        *([lines("score", "Held-out images", "step", right, scores, share=True)] if scores else []),
         lines("held-out-loss", "Held-out images", "step", "loss", held),
         lines("training-loss", "Training", "step", "loss", losses),
         lines("learning-rate", "Learning rate", "step", "learning rate", rates, from_zero=True),

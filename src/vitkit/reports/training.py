@@ -230,16 +230,22 @@ def line_of(
     return steps, [sum(r[name] / unit for r in group) / len(group) for group in groups]
 
 
+def shares_of(records: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """The share by which nets of a run are judged: {its name: (steps, values)}; nothing where that
+    is a loss, and nobody knows labels."""
+    scored = evaluations(records)
+    what = headline(scored[0])[0] if scored else NEGATIVE_LOSS
+    if what != NEGATIVE_LOSS:
+        return {what: ([r["step"] for r in scored], [headline(r)[1] for r in scored])}
+    few = line_of(records, "evaluation", "few_shot")
+    return {FEW_SHOT: few} if few[0] else {}
+
+
 def draw_run(records: list[dict[str, Any]]) -> list[Drawing]:
     """What changed over the steps."""
-    scored = evaluations(records)
-    what = headline(scored[0])[0] if scored else "top-1"
-    steps = [r["step"] for r in scored]
-    by_name = {what: (steps, [headline(r)[1] for r in scored])} if what != NEGATIVE_LOSS else {}
-    if not by_name and any("few_shot" in r for r in scored):
-        by_name = {FEW_SHOT: line_of(records, "evaluation", "few_shot")}
-    if what == "top-1" and scored and "top5" in scored[0]:
-        by_name["top-5"] = (steps, [r.get("top5", float("nan")) for r in scored])
+    by_name = shares_of(records)
+    if "top-1" in by_name and "top5" in evaluations(records)[0]:
+        by_name["top-5"] = line_of(records, "evaluation", "top5")
     losses = {
         "training": line_of(records, "train", "loss"),
         "held out": line_of(records, "evaluation", "loss"),
