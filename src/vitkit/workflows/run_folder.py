@@ -176,6 +176,21 @@ def run_folder(wanted: Path, resume: str | None) -> Path:
     return folder
 
 
+def recorded_folder(out: Path, resume: str | None, record: str, what: str) -> Path:
+    """Where several runs with a record of their own live: as runs/NAME of a run, but known by the
+    record. UsageError where there must be one already and is none."""
+    if resume == "auto":
+        begun = next((path for path in numbered(out) if (path / record).exists()), None)
+        return begun or run_folder(out, None)
+    if resume is None:
+        return run_folder(out, None)
+    if not (Path(resume) / record).exists():
+        raise UsageError(
+            f"{resume}: cannot be resumed: no {record}; name a {what}'s folder, or auto"
+        )
+    return Path(resume)
+
+
 def numbered(wanted: Path) -> list[Path]:
     """runs/small-3, runs/small-2, ..., runs/small: the directories of a name, the newest first."""
     others = [path for path in wanted.parent.glob(f"{glob.escape(wanted.name)}-*")

@@ -18,8 +18,7 @@ from vitkit.workflows.run_folder import (
     flat_json,
     git_commit,
     lock,
-    numbered,
-    run_folder,
+    recorded_folder,
     unlock,
 )
 from vitkit.workflows.selftrain_data import Images
@@ -71,7 +70,7 @@ def open_record(
 
     UsageError where the self-training there was started with other words.
     """
-    folder = folder_at(out, resume)
+    folder = recorded_folder(out, resume, RECORD, "self-training")
     check_writable(folder)
     lock(folder, wait=resume is not None)
     try:
@@ -89,20 +88,6 @@ def open_record(
         unlock(folder)
         raise
     return folder, record
-
-
-def folder_at(out: Path, resume: str | None) -> Path:
-    """Where a self-training lives: as runs/NAME of a run, but it is known by its record."""
-    if resume == "auto":
-        begun = next((path for path in numbered(out) if (path / RECORD).exists()), None)
-        return begun or run_folder(out, None)
-    if resume is None:
-        return run_folder(out, None)
-    if not (Path(resume) / RECORD).exists():
-        raise UsageError(
-            f"{resume}: cannot be resumed: no {RECORD}; name a self-training's folder, or auto"
-        )
-    return Path(resume)
 
 
 def read(folder: Path) -> dict[str, Any]:

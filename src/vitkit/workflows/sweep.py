@@ -52,8 +52,7 @@ from vitkit.workflows.run_folder import (
     flat_json,
     git_commit,
     lock,
-    numbered,
-    run_folder,
+    recorded_folder,
     unlock,
 )
 from vitkit.workflows.task import Task, data_config, open_task, refuse_with_config
@@ -292,7 +291,7 @@ def open_sweep(out: Path, resume: str | None, asked: dict[str, Any]) -> tuple[Pa
 
     UsageError where the sweep there was started with other words.
     """
-    folder = sweep_folder(out, resume)
+    folder = recorded_folder(out, resume, RECORD, "sweep")
     check_writable(folder)
     lock(folder, wait=resume is not None)
     try:
@@ -307,20 +306,6 @@ def open_sweep(out: Path, resume: str | None, asked: dict[str, Any]) -> tuple[Pa
         unlock(folder)
         raise
     return folder, record
-
-
-def sweep_folder(out: Path, resume: str | None) -> Path:
-    """Where a sweep lives: as runs/NAME of a run, but it is known by its sweep.json."""
-    if resume == "auto":
-        begun = next((path for path in numbered(out) if (path / RECORD).exists()), None)
-        return begun or run_folder(out, None)
-    if resume is None:
-        return run_folder(out, None)
-    if not (Path(resume) / RECORD).exists():
-        raise UsageError(
-            f"{resume}: cannot be resumed: no {RECORD}; name a sweep's folder, or auto"
-        )
-    return Path(resume)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
