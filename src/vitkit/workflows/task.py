@@ -118,7 +118,10 @@ def opened(data: Any, config: DataConfig, labelled: bool) -> tuple[Splits, DataE
         if labelled:
             raise
         problem = error
-        source = open_unlabelled(data)
+        try:
+            source = open_unlabelled(data)
+        except DataError:
+            raise error from None  # what it says is of use whatever is learned
         splits = without_quarantined(Splits(name_of(data), source), config.quarantine)
     return splits, problem
 
