@@ -73,7 +73,7 @@ def test_a_net_that_an_objective_is_not_for_is_refused():
 
 
 def test_mae_takes_less_memory_than_learning_by_labels_as_its_net_sees_a_quarter():
-    masking = MaskingConfig(0.75, "pixels", decoder_width=64, decoder_depth=1, decoder_heads=2)
+    masking = MaskingConfig(0.75, decoder_width=64, decoder_depth=1, decoder_heads=2)
     mae = TrainConfig(objective="mae", masking=masking)
     hidden, labels = (
         memory(net_config("ViT-Pico/4", classes, 64), config, batch=16)
