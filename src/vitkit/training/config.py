@@ -248,8 +248,8 @@ class TrainConfig:
         for name, reader in unread(values).items():
             if values[name] != usual(name):
                 raise UsageError(
-                    f"{name} is {values[name]}, but {reader} alone reads it; leave it out, or at "
-                    f"{usual(name)} where the recipe says it"
+                    f"{name} is {values[name]}, but {reader} alone reads it; leave it out, or set "
+                    f"it to {usual(name)} where the recipe says otherwise"
                 )
         if self.accumulation > self.batch_size:
             raise UsageError(
