@@ -10,9 +10,9 @@ Every pre-training sees as many images, every net is then fine-tuned for as many
 once, by its last weights, on the test images. What begins with random weights is trained by one
 rate for all layers (tried on one seed: better than fine-tuning's). Three seeds draw the labelled
 images, the order and the augmentation of fine-tuning; a pre-training is done once. "supervised"
-reads all labels, and is what the others can hope for; "scratch, as long" trains on the labelled
-images alone for the steps of pre-training and fine-tuning together, with one seed. What RUNS holds
-already is not trained again. Writes few-labels.json, .png, .svg and .md into OUT.
+reads all labels, and is what the others can hope for; "scratch, as long" (--as-long) trains on the
+labelled images alone for the steps of pre-training and fine-tuning together, with one seed. What
+RUNS holds already is not trained again. Writes few-labels.json, .png, .svg and .md into OUT.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Study:
     runs: Path
     steps: int  # of a pre-training, of 64 images each
     tuning_steps: int
+    as_long: bool  # whether nets are also trained from nothing for as many steps in all
 
     @property
     def task(self) -> Task:
@@ -196,7 +197,8 @@ def measured(study: Study, found: dict[str, Any], note: Callable[[str, Any], Non
         "noisy student": lambda share, seed: noisy_student(study, share, seed),
     }
     every = [(seed, *method) for seed in SEEDS for method in methods.items()]
-    every.append((SEEDS[0], "scratch, as long", lambda *which: as_long(study, *which)))
+    if study.as_long:
+        every.append((SEEDS[0], "scratch, as long", lambda *which: as_long(study, *which)))
     for seed, name, method in every:
         for share in SHARES:
             if f"{name}/{share:g}/{seed}" not in found:
@@ -294,11 +296,14 @@ def main() -> None:
     words.add_argument("--out", type=Path, help="by default RUNS")
     words.add_argument("--steps", type=int, default=3000)
     words.add_argument("--tuning-steps", type=int, default=500)
+    words.add_argument("--as-long", action="store_true", help="with the row 'scratch, as long'")
     asked = words.parse_args()
     splits = held_out(open_data(asked.train).train, "CIFAR-10", at_most=2000)
     assert splits.val is not None
     test = open_data(asked.test).train
-    study = Study(splits.train, splits.val, test, asked.runs, asked.steps, asked.tuning_steps)
+    study = Study(
+        splits.train, splits.val, test, asked.runs, asked.steps, asked.tuning_steps, asked.as_long
+    )
     out = asked.out or asked.runs
     out.mkdir(parents=True, exist_ok=True)
     file = out / "few-labels.json"
