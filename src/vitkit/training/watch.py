@@ -16,6 +16,7 @@ import traceback
 from typing import Any, NoReturn
 
 EVERY = 1.0  # seconds between two looks
+STARTING = 60.0  # seconds without a launcher that what does not catch SIGTERM is left
 SILENCE = 12.0  # seconds without a sign of life of a process, after which all of its run end
 LAST_WORD = 2.0  # seconds that the others have to tell where they are
 
@@ -110,6 +111,7 @@ class Heartbeats:
         self.signs = [f"vitkit/{attempt}/{one}" for one in range(size)]
         self.store, self.rank, self.next = store, rank, (rank + 1) % size
         self.answered, self.ended = Clock(), threading.Event()
+        self.alone_since = 0.0  # without the launcher, by time.monotonic
         parent = multiprocessing.parent_process()  # whose pid is known also when it has gone
         by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         self.launcher = parent.pid if parent else os.getppid() if by_torchrun else None
@@ -152,6 +154,11 @@ class Heartbeats:
                 give_up(f"the processes of the run have not answered for {SILENCE:g} seconds")
 
     def mind_launcher(self) -> None:
-        if self.launcher is not None and os.getppid() != self.launcher:
+        if self.launcher is None or os.getppid() == self.launcher:
+            return
+        self.alone_since = self.alone_since or time.monotonic()
+        # What still starts does not catch the signal, and has said nothing yet.
+        catches = signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        if catches or time.monotonic() - self.alone_since > STARTING:
             self.launcher = None
             os.kill(os.getpid(), signal.SIGTERM)
