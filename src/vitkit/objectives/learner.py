@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from vitkit.models.nets import Net, NetConfig
 INSIDE = "net."  # how the names of the net's weights begin in a learner
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """A net together with what stands beside it while it learns (a decoder, a projection head).
 
     Only `net` is kept in bundles; states of a run hold all of it. What its classes draw at random
@@ -48,14 +49,15 @@ class Learner(nn.Module):
             return self.examples(images, places)
         return self.loss(images, labels, places)
 
+    @abstractmethod
     def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         """Normalised images (B, 3, H, W), labels (B,) int64 or (B, K) shares, which only some read,
         and places (B,) int64 of the images in the stream -> the mean loss of the images, scalar."""
-        raise NotImplementedError
 
     def examples(self, images: Tensor, places: np.ndarray) -> Any:
-        """What the net makes of images, to be looked at; arguments as for `loss`."""
-        raise NotImplementedError
+        """What the net makes of images, to be looked at; arguments as for `loss`. None where it
+        learns from labels, of which predictions tell."""
+        return None
 
 
 Trained = Net | Learner  # what a run trains

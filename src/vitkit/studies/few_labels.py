@@ -289,7 +289,7 @@ def one_of_curve(finding: Any) -> bool:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("train")
     words.add_argument("test")
     words.add_argument("--runs", type=Path, default=Path("runs/few-labels"))

@@ -27,6 +27,7 @@ class Lars(torch.optim.Optimizer):
             self.state[weight]["momentum_buffer"] = torch.zeros_like(weight).detach()
 
     @torch.no_grad()
+    # torch's own type has a loss come back from a closure; a step here computes none.
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for weight in group["params"]:

@@ -230,6 +230,7 @@ def simulated(step: Step) -> int:
         net.to_empty(device=cpu)
         if teacher is not None:
             teacher.net.to_empty(device=cpu)
+            # `bare` of a skeleton is a net, of which its type says only that it is a module.
             net = learner_of(bare(net), config, teacher=teacher)  # type: ignore[arg-type]
         weights = live.now
         images = torch.empty(

@@ -52,6 +52,7 @@ def as_bytes(images: Tensor) -> np.ndarray:
 def write_examples(run: Path, found: dict[str, np.ndarray]) -> None:
     """examples.npz in a run directory."""
     content = io.BytesIO()
+    # numpy's types take an array for the option allow_pickle, which is no name here.
     np.savez_compressed(content, **found)  # type: ignore[arg-type]
     write_whole(run / FILE, content.getvalue())
 
