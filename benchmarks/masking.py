@@ -1,7 +1,7 @@
 """A training step on labels beside one that learns from hidden patches, of the same net.
 
     python benchmarks/masking.py --json benchmarks/results/masking.json
-    python benchmarks/masking.py --nets ViT-L/16 --batch-sizes 4 --rows mae --rounds 9
+    python benchmarks/masking.py --nets ViT-L/16 --batch-sizes 16 --rows mae --rounds 9
 
 A step is the training loop's own on a batch of noise that is on the device already: normalising,
 masking, forward, backward, clipping, AdamW, in the precision that a run takes here. Each objective
@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     words.add_argument("--nets", nargs="+", default=["ViT-B/16", "ViT-L/16"])
-    words.add_argument("--batch-sizes", nargs="+", type=int, default=[8, 4], help="of each net")
+    words.add_argument("--batch-sizes", nargs="+", type=int, default=[32, 16], help="of each net")
     words.add_argument("--image-size", type=int, default=224)
     words.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     words.add_argument("--rounds", type=int, default=7)

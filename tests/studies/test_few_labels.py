@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +43,15 @@ def test_the_best_features_come_first():
 def test_a_pre_training_that_was_not_watched_has_no_line(tmp_path):
     drawing({"found": FOUND}).save(tmp_path)
     assert (tmp_path / "few-labels.png").stat().st_size > 1000
+
+
+def test_the_page_of_the_docs_shows_what_the_study_wrote():
+    docs = Path(__file__).parents[2] / "docs"
+    record = json.loads((docs / "studies" / "few-labels.json").read_text())
+    rows = [row for row in page(record).splitlines() if row.startswith("|")]
+    assert len(rows) > 15
+    shown = (docs / "few-labels.md").read_text().splitlines()
+    assert [row for row in shown if row in rows] == rows
 
 
 def write(path, source, numbers):

@@ -66,7 +66,7 @@ def test_gpus_n_is_the_run_of_one_process_and_says_everything_once(tmp_path, alo
         "--json",
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("top-1 on 359 held-out images") == 1
+    assert result.stdout.count(" on 359 held-out images, the run's best") == 1
     assert "2 processes with fsdp" in " ".join(result.stderr.split())
     assert json.loads(result.stdout.splitlines()[-1])["steps"] == 8
     resolved = json.loads((out / "config.json").read_text())["resolved"]

@@ -34,6 +34,9 @@ BINS = 8  # of a channel, each 32 of the 256 values wide
 CELLS = {"mean-colour": 1, "colours": 4}  # along a patch's side
 # Undoing the normalisation errs by some 1e-5 of a value; means of 32x32 whole ones lie 1e-3 apart.
 AT_AN_EDGE = 5e-4
+# Images whose cross-entropies are found together: of 32 the float32 logits of 4x4 colours take
+# 100 MB, and to fetch such pieces from the system takes a CPU as long as the work itself.
+AT_ONCE = 8
 
 
 def check_masking(config: NetConfig, masking: MaskingConfig) -> ViTConfig:
@@ -94,6 +97,13 @@ def middle_colours(classes: Tensor) -> Tensor:
     return (levels + 0.5) * (256 / BINS) - 0.5
 
 
+def total_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Sum of the cross-entropies of (B, n, cells * 512) and (B, n, cells), in float32 or above."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    flat = logits.unflatten(2, (-1, BINS**3)).flatten(0, 2)
+    return F.cross_entropy(flat, classes.flatten(), reduction="sum")
+
+
 class MaskedPatches(PatchLearner):
     """A net learns what corrupted patches show, from the tokens after its final norm.
 
@@ -118,12 +128,12 @@ class MaskedPatches(PatchLearner):
 
     def loss(self, images: Tensor, labels: Tensor, places: np.ndarray) -> Tensor:
         predicted, corrupted = self.predict(images, places)
-        predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         targets = taken(self.targets(images), corrupted)
         if not self.cells:
-            return F.mse_loss(predicted, targets)
-        return F.cross_entropy(predicted.unflatten(2, (-1, BINS**3)).flatten(0, 2),
-                               targets.flatten())  # fmt: skip
+            dtype = torch.promote_types(predicted.dtype, torch.float32)
+            return F.mse_loss(predicted.to(dtype), targets)
+        groups = zip(predicted.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
+        return torch.stack([total_entropy(*group) for group in groups]).sum() / targets.numel()
 
     def predict(self, images: Tensor, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """What the head gives of the corrupted patches (B, n, outputs), and which they are."""

@@ -26,7 +26,7 @@ from vitkit.terminal import printable
 
 WIDTH, HEIGHT = 4.4, 2.9  # inches: on a phone as on paper the text can be read
 LONGEST = 18  # characters of a name in a figure
-INSIDE = 6  # lines; of more the names stand beside the plot, which they would hide
+INSIDE = 4  # lines; of more the names stand beside the plot, which they would hide
 A_COLUMN, NAMED = 20, 60  # names beside a plot: in a column, in all
 HEAT = "viridis"  # even steps to the eye, also in grey and for the colour-blind
 OVERLAY = 224  # pixels of a side

@@ -11,8 +11,8 @@ once, by its last weights, on the test images. What begins with random weights i
 rate for all layers (tried on one seed: better than fine-tuning's). Three seeds draw the labelled
 images, the order and the augmentation of fine-tuning; a pre-training is done once. "supervised"
 reads all labels, and is what the others can hope for; "scratch, as long" (--as-long) trains on the
-labelled images alone for the steps of pre-training and fine-tuning together, with one seed. What
-RUNS holds already is not trained again. Writes few-labels.json, .png, .svg and .md into OUT.
+labelled images alone for the steps of pre-training and fine-tuning together. What RUNS holds
+already is not trained again. Writes few-labels.json, .png, .svg and .md into OUT.
 """
 
 from __future__ import annotations
@@ -196,10 +196,9 @@ def measured(study: Study, found: dict[str, Any], note: Callable[[str, Any], Non
         "distilled": lambda share, seed: distilled(study, share, seed),
         "noisy student": lambda share, seed: noisy_student(study, share, seed),
     }
-    every = [(seed, *method) for seed in SEEDS for method in methods.items()]
     if study.as_long:
-        every.append((SEEDS[0], "scratch, as long", lambda *which: as_long(study, *which)))
-    for seed, name, method in every:
+        methods["scratch, as long"] = lambda share, seed: as_long(study, share, seed)
+    for seed, name, method in [(seed, *pair) for seed in SEEDS for pair in methods.items()]:
         for share in SHARES:
             if f"{name}/{share:g}/{seed}" not in found:
                 note(f"{name}/{share:g}/{seed}", method(share, seed))
