@@ -68,7 +68,7 @@ def test_a_figure_has_words_and_no_colour_that_a_dark_page_would_hide():
     assert not any(light in svg for light, _ in COLOURS.values())
 
 
-@pytest.mark.parametrize("number", [2, 6, 7, 13, 45])
+@pytest.mark.parametrize("number", [2, 4, 5, 13, 45])
 def test_every_line_has_its_name_in_the_figure_and_in_its_words(number):
     series = {f"corruption {n}": ([0, 1], [n, n + 0.5]) for n in range(number)}
     drawn = lines("many", "Many", "severity", "top-1", series)
@@ -83,7 +83,7 @@ def test_names_of_many_lines_stand_beside_the_plot():
     drawn.figure.draw_without_rendering()
     (legend,) = drawn.figure.legends
     assert drawn.wide and legend.get_window_extent().x0 > drawn.figure.axes[0].bbox.x1
-    few = lines("f", "", "x", "y", {f"line {n}": ([0, 1], [n, n]) for n in range(6)})
+    few = lines("f", "", "x", "y", {f"line {n}": ([0, 1], [n, n]) for n in range(4)})
     assert not few.wide and not few.figure.legends
 
 
