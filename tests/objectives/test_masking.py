@@ -13,6 +13,7 @@ from vitkit.data.transforms import normalise
 from vitkit.errors import UsageError
 from vitkit.models.nets import make
 from vitkit.objectives.masking import (
+    AT_ONCE,
     MaskedPatches,
     check_masking,
     colour_classes,
@@ -216,12 +217,21 @@ def test_the_loss_of_a_bfloat16_net_is_in_float32(target):
     assert found.dtype == torch.float32
 
 
-def test_parts_of_a_batch_have_the_loss_of_the_whole():
-    learns = learner(target="pixels")
-    images = images_for(learns.net, 4)
-    whole = learns(images, torch.zeros(4), np.arange(4))
-    parts = [learns(images[i : i + 2], NO_LABELS, np.arange(i, i + 2)) for i in (0, 2)]
-    torch.testing.assert_close(whole, torch.stack(parts).mean())
+@pytest.mark.parametrize("target", ["mean-colour", "colours", "pixels"])
+def test_parts_of_a_batch_have_the_loss_and_gradients_of_the_whole(target):
+    number = AT_ONCE + 4  # more than are found together, and no multiple of it
+    learns = learner(target=target)
+    images = images_for(learns.net, number)
+
+    def found(size):
+        learns.zero_grad()
+        parts = [learns(images[i : i + size], NO_LABELS, np.arange(i, i + size))
+                 for i in range(0, number, size)]  # fmt: skip
+        loss = torch.stack(parts).mean()
+        loss.backward()
+        return loss.detach(), learns.head.weight.grad.clone()
+
+    torch.testing.assert_close(found(number), found(4))
 
 
 # What is shown
