@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import vitkit
 from small_nets import small_net, vit_config
 from vitkit.cli import main
+from vitkit.data.checks import DataError
 from vitkit.data.facts import DataFacts
 from vitkit.data.opening import digits
 from vitkit.data.source import ArraySource, Splits, Subset, Without
@@ -370,6 +371,15 @@ def test_pseudo_labels_that_were_lost_are_made_again(copied, undisturbed):
     check_same(copied, undisturbed.folder)
 
 
+def test_pseudo_labels_that_cannot_be_made_again_are_told_with_what_to_do(copied):
+    path = copied / "selftrain.json"
+    record = json.loads(path.read_text())
+    record["rounds"][2]["pseudo"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"pseudo-2.npz: was damaged.*differs.*from a backup"):
+        trained(copied, resume="auto")
+
+
 @pytest.mark.parametrize("file", ["best/config.json", "best/model.safetensors", "."])
 def test_a_teacher_that_was_lost_is_told_with_what_to_do(copied, file):
     path = copied / "round-0" / file
@@ -502,6 +512,29 @@ def test_a_list_may_name_unlabelled_images_but_not_leave_it_open_which(tmp_path)
     assert len(found.unlabelled) == 2 and len(found.task.train) + len(found.task.val) == 20
 
 
+def test_lists_that_leave_out_all_unlabelled_images_are_refused(tmp_path):
+    labelled, images = few_labels()
+    listed = tmp_path / "list.txt"
+    keys = [images.key(index) for index in range(UNLABELLED)]
+    listed.write_text("\n".join([*keys[:70], *(f"unlabelled/{key}" for key in keys[70:])]))
+    with pytest.raises(DataError, match=f"leave out all {UNLABELLED} unlabelled images"):
+        open_images(labelled, images, DataConfig(quarantine=(str(listed),)), tmp_path / "leaks")
+
+
+def test_labelled_images_of_several_labels_are_refused(tmp_path):
+    table = ArraySource(np.zeros((10, 8, 8), np.uint8), np.eye(10, dtype=int), NAMES)
+    both = Splits("table", table, table)
+    with pytest.raises(UsageError, match="table: its images may have several labels each"):
+        open_images(both, few_labels()[1], DataConfig(), tmp_path / "leaks")
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process; start it without torchrun"):
+        trained(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_unlabelled_images_that_are_all_labelled_already_teach_nothing():
     labelled, _ = few_labels()
     with pytest.raises(UsageError, match="all 60 images are labelled ones"):
@@ -554,6 +587,22 @@ def test_a_given_teacher_is_measured_and_labels_for_the_first_student(tmp_path):
         trained(
             tmp_path / "run", teacher=model(seed=1), rounds=1, model="ViT-Femto/2", resume="auto"
         )
+
+
+def test_a_given_teacher_with_damaged_weights_is_named_before_it_labels(tmp_path):
+    given = model()
+    torch.nn.init.constant_(given.net.head.bias, torch.nan)
+    with pytest.raises(VitkitError, match=r"held-out images is not finite.*sound checkpoint"):
+        trained(tmp_path / "run", teacher=given, students=("ViT-Femto/2",))
+
+
+def test_a_teacher_of_no_name_needs_students_that_have_one(tmp_path):
+    with pytest.raises(UsageError, match=r"is a ViT \(patch 4.*give --student NET"):
+        trained(tmp_path / "run", teacher=model())
+    assert not (tmp_path / "run").exists()
+    words = {"teacher": model(), "rounds": 1, "steps": 2, "students": ("ViT-Femto/2",)}
+    found = trained(tmp_path / "run", **words)
+    assert found.rounds[1]["model"] == "ViT-Femto/2"
 
 
 def test_a_student_that_is_smaller_than_its_teacher_is_noted(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitkit.data.facts import DataFacts
 from vitkit.errors import UsageError
-from vitkit.models.variants import name_of
+from vitkit.models.variants import VARIANTS, name_of
 from vitkit.prediction.model import Model
 from vitkit.recipes.noisy_student import check_fields, noisy_student
 from vitkit.training.config import TrainConfig, override
@@ -43,12 +43,19 @@ class Job:
     facts: DataFacts  # of the labelled images
 
     def model(self, number: int) -> str | None:
-        """The net of a round by its name; None leaves it to the recipe."""
+        """The net of a round by its name; None leaves it to the recipe. UsageError for a student
+        that is to be the teacher's net, where that has no name."""
         if number and self.words.students:
             return self.words.students[min(number, len(self.words.students)) - 1]
         if "model" in self.fields or self.teacher is None:
             return self.fields.get("model")
-        return name_of(self.teacher.net.config)
+        name = name_of(self.teacher.net.config)
+        if number and name not in VARIANTS:
+            raise UsageError(
+                f"the teacher {self.teacher_name} is a {name}, which `vitkit models` does not "
+                "list, so no student can be made like it; give --student NET, one of those listed"
+            )
+        return name
 
     def config(self, number: int, images: int, flip_keeps_class: bool = True) -> TrainConfig:
         """How the net of a round is trained on so many images."""
@@ -61,8 +68,8 @@ class Job:
 
     @cached_property
     def usual(self) -> TrainConfig:
-        """How a net is trained on the labelled images alone."""
-        return self.config(0, self.facts.images)
+        """How the first net that is trained here learns the labelled images alone."""
+        return self.config(0 if self.teacher is None else 1, self.facts.images)
 
     @property
     def learned_at_most(self) -> int:
